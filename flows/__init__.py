@@ -1,0 +1,1 @@
+"""Prefect flows: when, where, and what if it fails. They compute nothing."""

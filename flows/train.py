@@ -1,0 +1,21 @@
+"""Full training: `dvc repro` builds and evaluates the base model, which becomes the champion when its gates pass."""
+
+from prefect import flow
+
+from genrec.config import Settings
+from genrec.environment import prepare_environment
+from tasks import data, registry, training
+
+
+@flow(name="train", validate_parameters=False)
+def train(home: str | None = None, force: bool = False) -> dict:
+    """Rebuild what is out of date in the workspace `home` and promote the result: {version, verdict, utility, ...}.
+
+    Raises RegistryError when its gates do not pass; the champion stays then.
+    """
+    workspace = (Settings(home=home) if home else Settings()).workspace
+    prepare_environment(workspace)
+    version = data.reproduce_base(workspace, force)
+    base = training.register_base(workspace)
+    previous = registry.promote_base(workspace, base["version"])
+    return {**base, "data_version": version, "previous": previous}

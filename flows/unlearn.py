@@ -1,0 +1,146 @@
+"""The nightly (and triggered) run: claim, erase, climb the ladders, judge, promote, certify, report.
+
+A kill at any point leaves an open batch in the ledger; the next run finds it and goes on where it stopped.
+"""
+
+import os
+import socket
+from datetime import UTC, datetime
+
+from prefect import flow
+from prefect.artifacts import create_table_artifact
+
+from genrec import night as steps
+from genrec import saga
+from genrec.config import Settings, Workspace
+from genrec.data.version import data_version
+from genrec.environment import prepare_environment
+from genrec.errors import GenrecError
+from genrec.report.page import write_report
+from genrec.report.summary import Summary
+from genrec.requests.lease import Lease
+from tasks import data, evaluation, registry, sid, unlearning
+
+LEASE = "unlearn"
+
+
+@flow(name="unlearn", log_prints=False, validate_parameters=False)
+def unlearn(home: str | None = None, trigger: str = "nightly") -> dict:
+    """Serve every queued request of the workspace `home` (default: GENREC_HOME). Returns the night's summary.
+
+    Raises RequestError when another run holds the lease, GenrecError when the night failed (after it is closed).
+    """
+    workspace = (Settings(home=home) if home else Settings()).workspace
+    prepare_environment(workspace)
+    ledger = steps.open_ledger(workspace)
+    holder = f"{trigger} {socket.gethostname()} {os.getpid()}"
+    seconds = workspace.params().requests.lease_seconds
+    with Lease.acquire(ledger.engine, LEASE, holder, lambda: datetime.now(UTC), seconds):
+        return _night(workspace)
+
+
+def _night(workspace: Workspace) -> dict:
+    started = datetime.now(UTC)
+    champion = steps.open_registry(workspace).champion().number
+    batch_id = unlearning.claim_batch(workspace)
+    if batch_id is None:
+        return _nothing(workspace, champion, started)
+    ledger = steps.open_ledger(workspace)
+    details = ledger.stage(batch_id).details
+    if "started_at" not in details:
+        facts = {
+            "started_at": started.isoformat(), "champion_before": champion,
+            "data_version_before": data_version(workspace.data_pin), "data_pin_before": workspace.data_pin.read_text(),
+        }  # fmt: skip
+        ledger.set_stage(batch_id, "started", facts, now=started)
+    if "unlearned_at" not in details and "outcome" not in details:
+        _decide(workspace, batch_id)
+    details = ledger.stage(batch_id).details
+    return (
+        _promote(workspace, batch_id, details) if "unlearned_at" in details else _give_up(workspace, batch_id, details)
+    )
+
+
+def _decide(workspace: Workspace, batch_id: str) -> None:
+    """Up to the verdict, which is recorded in the batch's stage."""
+    attempts: list[dict] = []
+    try:
+        erased = data.erase_from_data(workspace, batch_id)
+        steps.open_ledger(workspace).set_stage(batch_id, "erased", erased, now=datetime.now(UTC))
+        passed = _climb(workspace, batch_id, attempts)
+    except GenrecError as error:
+        saga.fail(steps.open_night(workspace, batch_id), f"{type(error).__name__}: {error}", attempts, "failed")
+        return
+    night = steps.open_night(workspace, batch_id)
+    if attempts[-1]["verdict"] == "PASS":
+        saga.decide(night, attempts, passed)
+    else:
+        last = attempts[-1]
+        saga.fail(
+            night, f"{last['group']}: {last['method']} was {last['verdict']} and no rung is left.", attempts, "held"
+        )
+
+
+def _climb(workspace: Workspace, batch_id: str, attempts: list[dict]) -> dict[str, str]:
+    """Climb each group's ladder until a rung passes; fills `attempts`, returns the method that passed by group."""
+    passed: dict[str, str] = {}
+    start, last = None, None
+    plan = unlearning.plan_ladders(workspace, batch_id)
+    for group in plan:
+        reason = "First rung of the ladder."
+        for method in group["ladder"]:
+            number = len(attempts) + 1
+            tried = unlearning.climb_rung(workspace, batch_id, group["group"], method, number, start, reason)
+            attempts.append(tried)
+            if tried["verdict"] == "PASS":
+                passed[group["group"]], start, last = method, tried["folder"], tried
+                break
+            undecided = [g["name"] for g in tried["gates"] if g["blocking"] and g["verdict"] != "PASS"]
+            reason = f"{method} was {tried['verdict']}{': ' + ', '.join(undecided) if undecided else ''}."
+        else:
+            return passed
+    if len(plan) == 1:
+        return passed
+    attempts.append(evaluation.judge_final(workspace, batch_id, last, len(attempts) + 1))
+    if attempts[-1]["verdict"] != "PASS" and not last["exact"]:
+        reason = "The groups passed one by one and not together: retrain for the whole batch."
+        group, number = plan[-1]["group"], len(attempts) + 1
+        last = unlearning.climb_rung(workspace, batch_id, group, "retrain", number, start, reason)
+        attempts += [last, evaluation.judge_final(workspace, batch_id, last, number + 1)]
+        passed = dict.fromkeys(passed, "retrain")
+    return passed
+
+
+def _promote(workspace: Workspace, batch_id: str, details: dict) -> dict:
+    registry.promote_candidate(workspace, batch_id)
+    registry.issue_certificates(workspace, batch_id)
+    moved = sid.sid_changes(workspace, details["champion_before"], details["version"])
+    summary = registry.write_report(workspace, batch_id, moved)
+    registry.fulfil(workspace, batch_id)
+    rows = [
+        {"group": a["group"], "method": a["method"], "verdict": a["verdict"], "seconds": a["wall_s"]}
+        for a in details["attempts"]
+    ]
+    create_table_artifact(
+        table=rows, key=f"night-{batch_id}", description=f"Champion is now version {details['version']}"
+    )
+    return summary
+
+
+def _give_up(workspace: Workspace, batch_id: str, details: dict) -> dict:
+    """Put the data back, close the batch, and let the run fail loudly."""
+    data.restore_data(workspace, details["data_pin_before"])
+    registry.close_failed(workspace, batch_id)
+    raise GenrecError(
+        f"Night {batch_id} {details['outcome']}: {details['reason']} The champion stays. See reports/latest."
+    )
+
+
+def _nothing(workspace: Workspace, champion: str, started: datetime) -> dict:
+    version = data_version(workspace.data_pin) if workspace.data_pin.exists() else None
+    summary = Summary(
+        outcome="nothing to do", started_at=started, finished_at=datetime.now(UTC), champion_before=champion,
+        champion_after=champion, data_version_before=version, data_version=version,
+    )  # fmt: skip
+    write_report(summary, workspace.reports / "latest")
+    return summary.model_dump(mode="json", by_alias=True)

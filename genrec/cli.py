@@ -1,0 +1,413 @@
+"""The command line. Every command has `--json`; errors are one line with the remedy (a trace with GENREC_DEBUG=1).
+
+Exit codes: 0 done, 1 refused or failed (the message says what to do), 2 wrong usage.
+"""
+
+import json
+import os
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from genrec import __version__
+from genrec.config import Workspace
+from genrec.config import workspace as current_workspace
+from genrec.environment import prepare_environment
+from genrec.errors import DataError, GenrecError
+
+app = typer.Typer(
+    no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False, help=__doc__.split("\n")[0]
+)
+data_app = typer.Typer(no_args_is_help=True, help="Fetch, check and prepare data.")
+sid_app = typer.Typer(no_args_is_help=True, help="Semantic IDs.")
+forget_app = typer.Typer(no_args_is_help=True, help="Ask to forget a user, a concept, an item or one interaction.")
+requests_app = typer.Typer(no_args_is_help=True, help="The queue of forget requests.")
+models_app = typer.Typer(no_args_is_help=True, help="Registered model versions.")
+stage_app = typer.Typer(no_args_is_help=True, help="The DVC stages, one command each (dvc.yaml calls them).")
+for name, group in {
+    "data": data_app, "sid": sid_app, "forget": forget_app, "requests": requests_app, "models": models_app,
+    "stage": stage_app,
+}.items():  # fmt: skip
+    app.add_typer(group, name=name)
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+
+
+def open_workspace() -> Workspace:
+    workspace = current_workspace()
+    prepare_environment(workspace)
+    return workspace
+
+
+def now() -> datetime:
+    return datetime.now(UTC)
+
+
+def show(value: Any, as_json: bool, rows: list[dict] | None = None, title: str = "") -> None:
+    """Print `value` as JSON, or `rows` as a table, or `value` as lines of `key: value`."""
+    if as_json:
+        typer.echo(json.dumps(value, indent=1, default=str))
+        return
+    if rows is None:
+        pairs = value if isinstance(value, dict) else {title or "result": value}
+        for key, item in pairs.items():
+            typer.echo(f"{key}: {item if not isinstance(item, dict | list) else json.dumps(item, default=str)}")
+        return
+    if not rows:
+        typer.echo(f"No {title or 'rows'}.")
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title or None)
+    for column in rows[0]:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*("" if v is None else str(v) for v in row.values()))
+    Console(width=None if sys.stdout.isatty() else 140).print(table)
+
+
+@app.command()
+def version(as_json: Json = False) -> None:
+    """The version of genrec."""
+    show({"version": __version__}, as_json)
+
+
+@app.command()
+def init(directory: Path, as_json: Json = False) -> None:
+    """Make a workspace: params.yaml, dvc.yaml and a DVC repository in DIRECTORY."""
+    from genrec.workspace import create
+
+    show(create(directory), as_json)
+
+
+# --- data -----------------------------------------------------------------------------------------------------------
+
+
+@data_app.command("fetch")
+def data_fetch(
+    source: Annotated[str, typer.Argument(help="simulated, ml-100k, ml-latest-small, amazon-beauty or tables")],
+    from_dir: Annotated[Path | None, typer.Option("--from", help="folder with a local copy of the source")] = None,
+    as_json: Json = False,
+) -> None:
+    """Bring a source into data/ as canonical tables and pin it with DVC (data.dvc)."""
+    from dataclasses import asdict
+
+    from genrec.data.sources import fetch
+    from genrec.data.version import data_version
+    from tasks.data import dvc
+
+    workspace = open_workspace()
+    params = workspace.params()
+    report = fetch(source, workspace.data, source_dir=from_dir, params=params.data, seed=params.seed)
+    dvc(workspace, "add", "data")
+    facts = asdict(report) | {"data_version": data_version(workspace.data_pin)}
+    if not as_json:
+        typer.echo("Licence: " + "\n         ".join(report.licence))
+    keep = ("name", "users", "items", "rows", "data_version")
+    show(facts if as_json else {k: facts[k] for k in keep}, as_json)
+
+
+@data_app.command("check")
+def data_check(directory: Path, as_json: Json = False) -> None:
+    """Explain every violation of the schema in a folder with your two tables."""
+    from genrec.data.tables import read_tables
+    from genrec.validation.run import validate_raw
+
+    workspace = open_workspace()
+    report = validate_raw(read_tables(directory), workspace.params())
+    failed = [check for check in report.results if not check.success]
+    if as_json:
+        typer.echo(report.to_json())
+    else:
+        rows = [
+            {"table": c.suite, "expectation": c.expectation, "ok": c.success, "observed": c.observed}
+            for c in report.results
+        ]
+        show(None, False, rows, "checks")
+    if failed:
+        report.raise_for_failure()
+
+
+@data_app.command("prepare")
+def data_prepare(as_json: Json = False) -> None:
+    """Run the stages prepare and validate of dvc.yaml where they are out of date."""
+    from genrec.data.version import data_version
+    from tasks.data import dvc
+
+    workspace = open_workspace()
+    dvc(workspace, "repro", "prepare", "validate")
+    report = json.loads((workspace.prepared / "prepare.json").read_text())
+    show(report | {"data_version": data_version(workspace.data_pin)}, as_json)
+
+
+@data_app.command("concepts")
+def data_concepts(as_json: Json = False) -> None:
+    """Concepts of the prepared catalogue with their share of items and of interactions."""
+    from genrec.data.sequences import load_dataset
+
+    dataset = load_dataset(open_workspace().prepared)
+    import numpy as np
+
+    counts = np.bincount(dataset.items, minlength=len(dataset.item_ids))
+    rows = [
+        {
+            "concept": name, "items": len(items), "item_share": round(len(items) / len(dataset.item_ids), 4),
+            "interaction_share": round(float(counts[items].sum() / max(1, counts.sum())), 4),
+        }
+        for name, items in dataset.concepts.items()
+    ]  # fmt: skip
+    show(rows, as_json, rows, "concepts")
+
+
+# --- base model -----------------------------------------------------------------------------------------------------
+
+
+@sid_app.command("report")
+def sid_report(as_json: Json = False) -> None:
+    """Quality report of the workspace's SID table."""
+    path = open_workspace().artefacts / "sid" / "quality.json"
+    if not path.exists():
+        raise DataError("No SIDs in this workspace. Build them: dvc repro sid.")
+    report = json.loads(path.read_text())
+    if as_json:
+        show(report, True)
+        return
+    show({k: v for k, v in report.items() if k != "levels"}, False)
+    rows = [{k: round(v, 3) if isinstance(v, float) else v for k, v in level.items()} for level in report["levels"]]
+    show(None, False, [{k: row.get(k) for k in rows[0]} for row in rows], "levels")
+
+
+@app.command()
+def train(force: Annotated[bool, typer.Option(help="run every stage again")] = False, as_json: Json = False) -> None:
+    """Build the base model (dvc repro), register it, and make it the champion when its gates pass."""
+    open_workspace()
+    from flows.train import train as flow
+
+    result = _quietly(flow, force=force)
+    utility = {k: round(m["value"], 4) for k, m in result["utility"].items()}
+    show(result if as_json else {"version": result["version"], "verdict": result["verdict"], **utility}, as_json)
+
+
+@app.command()
+def evaluate(
+    alias: Annotated[str, typer.Option(help="champion, challenger, previous or a version number")] = "champion",
+    exact: Annotated[bool, typer.Option(help="score the whole catalogue instead of beam search")] = False,
+    as_json: Json = False,
+) -> None:
+    """Utility of a registered version on the test targets of the current data version."""
+    from genrec.evaluate import evaluate_version
+
+    show(result := evaluate_version(open_workspace(), alias, exact), as_json, _measures(result["utility"]), alias)
+
+
+def _measures(measures: dict) -> list[dict]:
+    return [
+        {"metric": k, **{x: round(m[x], 4) for x in ("value", "low", "high")}, "n": m["n"]} for k, m in measures.items()
+    ]
+
+
+# --- requests -------------------------------------------------------------------------------------------------------
+
+
+def _forget(kind: str, as_json: bool, key: str | None, verifier: str, user=None, item=None, concept=None) -> None:
+    from genrec.data.subjects import Subject
+    from genrec.requests.intake import submit_and_verify
+
+    subject = Subject(kind, user_id=user, item_id=item, concept=concept)
+    request = submit_and_verify(open_workspace(), subject, now=now(), verifier=verifier, idempotency_key=key)
+    facts = request.as_dict()
+    show(facts if as_json else {k: facts[k] for k in ("id", "kind", "label", "state", "due_at")}, as_json)
+
+
+Key = Annotated[str | None, typer.Option("--key", help="idempotency key: the same key returns the same request")]
+Verifier = Annotated[str, typer.Option("--verifier", help="who checked that the requester may ask this")]
+
+
+@forget_app.command("user")
+def forget_user(user_id: str, key: Key = None, verifier: Verifier = "operator", as_json: Json = False) -> None:
+    """Forget everything a person did."""
+    _forget("user", as_json, key, verifier, user=user_id)
+
+
+@forget_app.command("concept")
+def forget_concept(concept: str, key: Key = None, verifier: Verifier = "operator", as_json: Json = False) -> None:
+    """Forget every item that carries a tag; its items are not shown from now on."""
+    _forget("concept", as_json, key, verifier, concept=concept)
+
+
+@forget_app.command("item")
+def forget_item(item_id: str, key: Key = None, verifier: Verifier = "operator", as_json: Json = False) -> None:
+    """Forget one item; it is not shown from now on."""
+    _forget("item", as_json, key, verifier, item=item_id)
+
+
+@forget_app.command("interaction")
+def forget_interaction(
+    user_id: str, item_id: str, key: Key = None, verifier: Verifier = "operator", as_json: Json = False
+) -> None:
+    """Forget that a person interacted with an item."""
+    _forget("interaction", as_json, key, verifier, user=user_id, item=item_id)
+
+
+@requests_app.command("list")
+def requests_list(
+    state: Annotated[str | None, typer.Option(help="only requests in this state")] = None,
+    overdue: Annotated[bool, typer.Option("--overdue", help="only open requests past their due date")] = False,
+    as_json: Json = False,
+) -> None:
+    """Requests by time of arrival."""
+    from genrec.night import open_ledger
+
+    found = open_ledger(open_workspace()).requests(state, now() if overdue else None)
+    rows = [request.as_dict() for request in found]
+    columns = ("id", "kind", "label", "state", "method", "received_at", "due_at", "unlearned_at")
+    show(rows, as_json, [{c: row[c] for c in columns} for row in rows], "requests")
+
+
+@requests_app.command("show")
+def requests_show(request_id: str, as_json: Json = False) -> None:
+    """One request."""
+    from genrec.night import open_ledger
+
+    show(open_ledger(open_workspace()).get(request_id).as_dict(), as_json)
+
+
+@requests_app.command("cancel")
+def requests_cancel(
+    request_id: str, reason: Annotated[str, typer.Option(help="why; kept in the audit chain")] = "withdrawn",
+    as_json: Json = False,
+) -> None:  # fmt: skip
+    """Withdraw a request that is not running yet."""
+    from genrec.night import open_ledger
+
+    show(open_ledger(open_workspace()).cancel(request_id, now=now(), reason=reason).as_dict(), as_json)
+
+
+# --- nights and models ----------------------------------------------------------------------------------------------
+
+
+@app.command()
+def night(as_json: Json = False) -> None:
+    """Serve every queued request now: erase, unlearn, judge, promote, certify, report."""
+    workspace = open_workspace()
+    from flows.unlearn import unlearn as flow
+
+    summary = _quietly(flow, trigger="command line")
+    if as_json:
+        show(summary, True)
+        return
+    show(None, False, attempt_rows(summary), "attempts")
+    show(None, False, request_rows(summary), "requests")
+    typer.echo(
+        f"Outcome: {summary['outcome']}. Champion {summary['champion_before']} -> {summary['champion_after']}. "
+        f"Report: {workspace.reports / 'latest' / 'index.html'}"
+    )
+
+
+def attempt_rows(summary: dict) -> list[dict]:
+    rows = []
+    for a in summary["attempts"]:
+        undecided = [f"{g['name']} {g['verdict']}" for g in a["gates"] if g["blocking"] and g["verdict"] != "PASS"]
+        rows.append(
+            {"group": a["group"], "method": a["method"], "verdict": a["verdict"], "seconds": a["wall_s"],
+             "gates that did not pass": ", ".join(undecided)}
+        )  # fmt: skip
+    return rows
+
+
+def request_rows(summary: dict) -> list[dict]:
+    return [
+        {
+            "request": r["id"],
+            "kind": r["kind"],
+            "about": r["label"] or "a person",
+            "state": r["state"],
+            "method": r["method"],
+        }
+        for r in summary["requests"]
+    ]
+
+
+@models_app.command("list")
+def models_list(as_json: Json = False) -> None:
+    """Registered versions, newest first."""
+    from genrec.night import open_registry
+
+    versions = open_registry(open_workspace()).versions()
+    rows = [
+        {"version": v.number, "aliases": " ".join(v.aliases), "method": v.tags.get("method"),
+         "verdict": v.tags.get("verdict"), "batch": v.tags.get("batch_id"), "ndcg@10": v.metrics.get("ndcg_10")}
+        for v in versions
+    ]  # fmt: skip
+    show([v.as_dict() for v in versions], as_json, rows, "versions")
+
+
+@models_app.command("rollback")
+def models_rollback(
+    to: Annotated[str | None, typer.Argument(help="version; default: the alias `previous`")] = None,
+    as_json: Json = False,
+) -> None:
+    """Serve an older version again. Refused where it would bring back what was forgotten since."""
+    from genrec.rollback import rollback
+
+    show(rollback(open_workspace(), to), as_json)
+
+
+@app.command()
+def recommend(
+    history: Annotated[str, typer.Option(help="item ids, oldest first, separated by commas")],
+    k: Annotated[int, typer.Option(min=1, help="how many items")] = 10,
+    as_json: Json = False,
+) -> None:
+    """Recommend with the champion, without denied and already seen items."""
+    from genrec.night import open_ledger, open_registry
+    from genrec.serving import recommend as serve
+
+    items = [item.strip() for item in history.split(",") if item.strip()]
+    if not items:
+        raise DataError("The history is empty. Give item ids: --history ID,ID,ID (see data/items.csv).")
+    workspace = open_workspace()
+    registry = open_registry(workspace)
+    bundle = registry.bundle(registry.champion().number)
+    found = serve(bundle, bundle.model(), [items], k, open_ledger(workspace).deny_list())[0]
+    rows = [{"rank": i + 1, **item, "score": round(item["score"], 3)} for i, item in enumerate(found)]
+    show(found, as_json, rows, "recommendations")
+
+
+def _add_stage(name: str) -> None:
+    @stage_app.command(name, help=f"The stage `{name}` of dvc.yaml.")
+    def stage(as_json: Json = False) -> None:
+        from genrec.pipeline import STAGES
+
+        show(STAGES[name](open_workspace()), as_json)
+
+
+for _name in ("prepare", "validate", "embed", "sid", "backbone", "train", "evaluate"):
+    _add_stage(_name)
+
+
+def _quietly(flow, **parameters):
+    """Run a flow of this process: no heartbeat thread, logs of warnings and above only, domain errors as they are."""
+    from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, PREFECT_LOGGING_LEVEL, temporary_settings
+
+    with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None, PREFECT_LOGGING_LEVEL: "WARNING"}):
+        return flow(**parameters)
+
+
+def main() -> None:
+    """Entry point: one line for errors that are the user's to fix."""
+    try:
+        app()
+    except GenrecError as error:
+        if os.environ.get("GENREC_DEBUG"):
+            raise
+        typer.echo(f"{type(error).__name__}: {error}", err=True)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

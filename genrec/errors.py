@@ -1,0 +1,50 @@
+"""Errors a person can act on: each names the thing, the value and the remedy."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class GenrecError(Exception):
+    """Base of every error that is the user's to fix; the CLI prints it as one line and exits with 1."""
+
+
+class DataError(GenrecError):
+    """A table, file or source is not what the schema says."""
+
+
+class ValidationFailed(DataError):
+    """A Great Expectations suite refused the data."""
+
+
+class ConfigError(GenrecError):
+    """params.yaml or a GENREC_* setting is wrong."""
+
+
+class RequestError(GenrecError):
+    """A forget request cannot be accepted or moved to the state asked for."""
+
+
+class BundleError(GenrecError):
+    """A bundle is incomplete, or its parts do not belong together."""
+
+
+class RegistryError(GenrecError):
+    """The model registry refuses the move."""
+
+
+class UnlearningError(GenrecError):
+    """A method could not run, or ran and did nothing."""
+
+
+def unknown(thing: str, value: str, known: Iterable[str], hint: str) -> str:
+    """Message for a name that does not exist: `Unknown concept 'Horor'. Known concepts near it: Horror. <hint>`."""
+    known = sorted(known)
+    lowered = {name.lower(): name for name in known}
+    near = [lowered[m] for m in difflib.get_close_matches(value.lower(), lowered, n=3, cutoff=0.6)]
+    if near:
+        listed = f"Known {thing}s near it: {', '.join(near)}."
+    elif len(known) <= 20:
+        listed = f"Known {thing}s: {', '.join(known) or 'none'}."
+    else:
+        listed = f"There are {len(known)} known {thing}s, none near it."
+    return f"Unknown {thing} {value!r}. {listed} {hint}".strip()

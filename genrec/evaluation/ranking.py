@@ -1,0 +1,138 @@
+"""Utility: full-catalogue ranking of held-out targets and their likelihood, one value per user.
+
+Item-level hits (a SID names one item, so a colliding prefix is no hit for its neighbours); items already seen are not
+removed from the ranking. Names and definitions follow RecBole and torchmetrics.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from torch import nn
+
+from genrec.data.sequences import HOLDOUT, TEST, Dataset
+from genrec.evaluation.statistics import Bootstrap, Measure, mean
+from genrec.models.beam import beam_search, encode_histories, exact_scores
+from genrec.models.bundle import Bundle
+from genrec.training.rows import Row, token_nll
+
+TOP = 10
+
+
+@dataclass(frozen=True)
+class Cases:
+    """Held-out targets: user index [n], history before the target, target item [n], place of the target in the user."""
+
+    users: np.ndarray
+    histories: tuple[np.ndarray, ...]
+    targets: np.ndarray
+
+    def select(self, mask: np.ndarray) -> "Cases":
+        rows = np.flatnonzero(mask)
+        return Cases(self.users[rows], tuple(self.histories[i] for i in rows), self.targets[rows])
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """What a model did with each case.
+
+    top: item indices int64 [n, 10], -1 where none; rank: 0-based rank of the target within the beam, or -1;
+    nll: mean NLL of the target's tokens (nat per token) float64 [n].
+    """
+
+    top: np.ndarray
+    rank: np.ndarray
+    nll: np.ndarray
+
+    def recall(self, k: int) -> np.ndarray:
+        return ((self.rank >= 0) & (self.rank < k)).astype(np.float64)
+
+    def ndcg(self, k: int) -> np.ndarray:
+        return self.recall(k) / np.log2(np.maximum(self.rank, 0) + 2.0)
+
+    def mrr(self, k: int) -> np.ndarray:
+        return self.recall(k) / (np.maximum(self.rank, 0) + 1.0)
+
+    def select(self, mask: np.ndarray) -> "Ranking":
+        return Ranking(self.top[mask], self.rank[mask], self.nll[mask])
+
+
+def held_out(dataset: Dataset, split: int = TEST) -> Cases:
+    """One case per user that has a row of `split` with something before it."""
+    rows = np.flatnonzero(dataset.split == split)
+    users = np.searchsorted(dataset.offsets, rows, side="right") - 1
+    keep = rows > dataset.offsets[users]
+    rows, users = rows[keep], users[keep]
+    histories = tuple(dataset.items[dataset.offsets[u] : r] for u, r in zip(users, rows, strict=True))
+    return Cases(users, histories, dataset.items[rows].astype(np.int64))
+
+
+def training_histories(dataset: Dataset, users: Sequence[int]) -> list[tuple[int, np.ndarray]]:
+    """(user, items a model trained on them would have seen): a holdout user's last two are left out as well."""
+    histories = []
+    for user in users:
+        low, high = dataset.offsets[user], dataset.offsets[user + 1]
+        held = len(dataset.split[low:high]) and dataset.split[low] == HOLDOUT
+        items = dataset.history(user)[:-2] if held else dataset.training_rows(user)
+        if len(items):
+            histories.append((int(user), items))
+    return histories
+
+
+def rank(bundle: Bundle, model: nn.Module, cases: Cases, exact: bool = False) -> Ranking:
+    """Beam search (bare model: no deny list) and teacher-forced likelihood of the target, in batches.
+
+    exact: score every item instead of searching.
+    """
+    decoding, window = bundle.params.decoding, bundle.params.architecture.window
+    beam = max(TOP, decoding.beam)
+    top = np.full((len(cases.targets), TOP), -1, np.int64)
+    place = np.full(len(cases.targets), -1, np.int64)
+    order = np.argsort([len(h) for h in cases.histories], kind="stable")
+    for part in np.array_split(order, max(1, -(-len(order) // decoding.batch_size))):
+        if len(part) == 0:
+            continue
+        prompts = encode_histories([cases.histories[i] for i in part], bundle.table, window)
+        if exact:
+            items = (
+                exact_scores(model, prompts, bundle.table).topk(min(beam, bundle.index.items), dim=1).indices.numpy()
+            )
+        else:
+            items = beam_search(model, prompts, bundle.index, beam)[0].numpy()
+        top[part, : items.shape[1]] = items[:, :TOP]
+        hit = items == cases.targets[part][:, None]
+        place[part] = np.where(hit.any(1), hit.argmax(1), -1)
+    return Ranking(top, place, target_nll(bundle, model, cases))
+
+
+def target_nll(bundle: Bundle, model: nn.Module, cases: Cases) -> np.ndarray:
+    """Mean NLL of each target's tokens given its history, nat per token: float64 [n]."""
+    window = bundle.params.architecture.window
+    rows = []
+    for history, target in zip(cases.histories, cases.targets, strict=True):
+        items = np.append(history[-(window - 1) :], target)
+        rows.append(Row(items, len(items) - 1))
+    total, count = token_nll(model, rows, bundle.table)
+    return total / np.maximum(count, 1)
+
+
+def popularity_ranks(dataset: Dataset, cases: Cases) -> np.ndarray:
+    """0-based rank of each target when items are ranked by training count, ties by item index: int64 [n]."""
+    counts = np.bincount(dataset.items[dataset.split == 0], minlength=len(dataset.item_ids))
+    order = np.argsort(-counts, kind="stable")
+    place = np.empty(len(order), np.int64)
+    place[order] = np.arange(len(order))
+    return place[cases.targets]
+
+
+def utility(ranking: Ranking, items: int, plan: Bootstrap) -> dict[str, Measure]:
+    """Recall, NDCG and MRR at 5 and 10, test NLL per token, and coverage of the catalogue by the top 10."""
+    figures = {}
+    for k in (5, 10):
+        figures[f"recall@{k}"] = mean(ranking.recall(k), plan)
+        figures[f"ndcg@{k}"] = mean(ranking.ndcg(k), plan)
+        figures[f"mrr@{k}"] = mean(ranking.mrr(k), plan)
+    figures["test NLL"] = mean(ranking.nll, plan)
+    covered = len(np.unique(ranking.top[ranking.top >= 0])) / items
+    figures["coverage@10"] = Measure(covered, covered, covered, len(ranking.rank))
+    return figures

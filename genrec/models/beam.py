@@ -1,0 +1,144 @@
+"""Constrained beam search over the SID tree, and the exact scorer that is its oracle.
+
+Beams of one user are positions of one sequence, not rows of a bigger batch (methods.md, "Decoding"): after the prompt
+each step feeds the k surviving tokens of a user side by side under a 4D mask that lets a token see the prompt and its
+own ancestors, with equal position ids. The key-value cache only grows; it is never copied or reordered.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from genrec.errors import DataError
+from genrec.sid.index import DecodeIndex
+from genrec.sid.table import SidTable, Vocabulary
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Left-padded histories: tokens int64 [batch, length], mask bool [batch, length] (True where a token is)."""
+
+    tokens: torch.Tensor
+    mask: torch.Tensor
+
+
+def encode_histories(histories: Sequence[Sequence[int]], table: SidTable, window: int) -> Prompts:
+    """[BOS] and the SIDs of the last `window` items of each history (item indices); an empty history is refused."""
+    rows = []
+    for number, history in enumerate(histories):
+        if len(history) == 0:
+            raise DataError(f"History {number} is empty. Give at least one known item.")
+        items = np.asarray(history, np.int64)[-window:]
+        rows.append(np.concatenate([[Vocabulary.BOS], table.tokens[items].ravel()]))
+    length = max(map(len, rows))
+    tokens = np.full((len(rows), length), Vocabulary.PAD, np.int64)
+    for row, filled in zip(tokens, rows, strict=True):
+        row[length - len(filled) :] = filled
+    tokens = torch.from_numpy(tokens)
+    return Prompts(tokens, tokens != Vocabulary.PAD)
+
+
+def _prefill(model, prompts: Prompts):
+    positions = (prompts.mask.long().cumsum(1) - 1).clamp(min=0)
+    out = model(
+        input_ids=prompts.tokens, attention_mask=prompts.mask.long(), position_ids=positions,
+        use_cache=True, logits_to_keep=1,
+    )  # fmt: skip
+    return out.logits[:, -1].float().log_softmax(-1), out.past_key_values, positions[:, -1] + 1
+
+
+def _additive(visible: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """bool [batch, queries, keys] -> the additive 4D mask a Hugging Face model takes as it is."""
+    mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
+    return mask.masked_fill_(~visible, torch.finfo(dtype).min)[:, None]
+
+
+@torch.inference_mode()
+def beam_search(
+    model: torch.nn.Module, prompts: Prompts, index: DecodeIndex, beam: int, deny: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Top items by log-probability under the full-vocabulary softmax, restricted to SIDs that exist and are allowed.
+
+    deny: bool [items] or [batch, items]; True removes the item before the search.
+    Returns items int64 [batch, k] and log-probabilities float32 [batch, k], best first, k = min(beam, items);
+    where fewer items are allowed or reached the tail is -1 with -inf.
+    """
+    beam = min(beam, index.items)
+    allowed = index.allowed(deny)
+    batch = len(prompts.tokens)
+    device = prompts.tokens.device
+    logp, cache, position = _prefill(model, prompts)
+    logp = logp[:, None]  # [batch, beams, vocabulary]
+    node = torch.zeros(batch, 1, dtype=torch.int64, device=device)
+    score = torch.zeros(batch, 1, device=device)
+    ancestors = torch.zeros(batch, 1, 0, dtype=torch.bool, device=device)  # [batch, beams, tokens fed so far]
+    for level in range(index.levels):
+        offset, size = index.token_offset[level], index.sizes[level]
+        if index.dense[level] is not None:
+            child = index.dense[level][node]  # [batch, beams, K]
+            lp = logp[..., offset : offset + size]
+        else:
+            child = index.start[level][node][..., None] + torch.arange(index.widest[level], device=device)
+            child = child.masked_fill(child >= index.start[level][node + 1][..., None], -1)
+            lp = logp.gather(-1, offset + index.code[level][child.clamp(min=0)])
+        exists = child >= 0
+        if allowed is not None:
+            nodes = allowed[level]
+            at = child.clamp(min=0)
+            exists &= nodes[at] if nodes.ndim == 1 else nodes.gather(1, at.flatten(1)).view_as(at)
+        candidates = (score[..., None] + lp).masked_fill(~exists, -torch.inf).flatten(1)
+        score, pick = candidates.topk(min(beam, candidates.shape[1]), dim=1)
+        parent = pick // child.shape[-1]
+        node = child.flatten(1).gather(1, pick).clamp(min=0)
+        if level + 1 == index.levels:
+            break
+        count = node.shape[1]
+        ancestors = ancestors.gather(1, parent[..., None].expand(-1, -1, ancestors.shape[-1]))
+        own = torch.eye(count, dtype=torch.bool, device=device).expand(batch, -1, -1)
+        ancestors = torch.cat([ancestors, own], -1)
+        visible = torch.cat([prompts.mask[:, None].expand(-1, count, -1), ancestors], -1)
+        out = model(
+            input_ids=offset + index.code[level][node],
+            attention_mask=_additive(visible, model.dtype),
+            position_ids=(position + level)[:, None].expand(-1, count),
+            past_key_values=cache,
+            use_cache=True,
+        )
+        logp = out.logits.float().log_softmax(-1)
+    items = index.leaf_item[node].masked_fill(score == -torch.inf, -1)
+    if items.shape[1] < beam:
+        pad = (0, beam - items.shape[1])
+        items = torch.nn.functional.pad(items, pad, value=-1)
+        score = torch.nn.functional.pad(score, pad, value=-torch.inf)
+    return items, score
+
+
+@torch.inference_mode()
+def exact_scores(model: torch.nn.Module, prompts: Prompts, table: SidTable, chunk: int = 512) -> torch.Tensor:
+    """log p(SID | history) of every item, teacher-forced: float32 [batch, items].
+
+    Each item's path is fed as its own positions after the shared prompt, `chunk` items at a time.
+    """
+    logp, cache, position = _prefill(model, prompts)
+    tokens = torch.from_numpy(table.tokens).to(prompts.tokens.device)  # [items, levels]
+    batch, fed = len(prompts.tokens), tokens.shape[1] - 1
+    scores = []
+    for part in tokens.split(chunk):
+        n = len(part)
+        path = torch.ones(fed, fed, dtype=torch.bool, device=tokens.device).tril()
+        own = torch.block_diag(*[path] * n) if n > 1 else path
+        visible = torch.cat([prompts.mask[:, None].expand(-1, n * fed, -1), own.bool().expand(batch, -1, -1)], -1)
+        out = model(
+            input_ids=part[:, :-1].reshape(1, -1).expand(batch, -1),
+            attention_mask=_additive(visible, model.dtype),
+            position_ids=position[:, None] + torch.arange(fed, device=tokens.device).repeat(n),
+            past_key_values=cache,
+            use_cache=True,
+        )
+        cache.crop(-n * fed)
+        later = out.logits.float().log_softmax(-1).view(batch, n, fed, -1)
+        later = later.gather(-1, part[None, :, 1:, None].expand(batch, -1, -1, -1))[..., 0].sum(-1)
+        scores.append(logp[:, part[:, 0]] + later)
+    return torch.cat(scores, 1)

@@ -1,0 +1,361 @@
+"""One night, step by step: what the flow `unlearn` chains. Every step can be repeated after a crash.
+
+State between steps is on disk: the ledger holds the batch and its stage, `var/sealed` the forget set,
+`var/nights/<batch>` the attempts and candidate bundles. Nothing here knows Prefect or DVC.
+"""
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from genrec.config import Workspace
+from genrec.data.erase import Erasure, erase
+from genrec.data.sequences import Dataset, ForgetSet, load_dataset, read_forget_set, restore
+from genrec.data.version import data_version
+from genrec.errors import RequestError, UnlearningError
+from genrec.evaluation import gates
+from genrec.evaluation.forgetting import concept_exposure, user_forgetting
+from genrec.evaluation.gates import Gate
+from genrec.evaluation.ranking import TOP, Cases, Ranking, held_out, rank, utility
+from genrec.evaluation.statistics import Bootstrap, Measure
+from genrec.models.bundle import Bundle, load_bundle, read_manifest, save_bundle
+from genrec.pipeline import code_version, load_embeddings
+from genrec.registry import Registry
+from genrec.requests.ledger import Batch, Ledger
+from genrec.unlearning import Problem, method
+
+SHARED_LEVELS = 2
+"""A test target is in the collateral slice when it shares at least this many SID tokens with a forgotten item."""
+
+
+def open_ledger(workspace: Workspace) -> Ledger:
+    if workspace.ledger_url.startswith("sqlite:///"):
+        Path(workspace.ledger_url.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+    return Ledger(workspace.ledger_url, workspace.pseudonym_key(), workspace.params().requests)
+
+
+def open_registry(workspace: Workspace) -> Registry:
+    return Registry(workspace.mlflow_uri, workspace.mlruns, workspace.settings.model_name)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Requests that one ladder serves. users: indices into the restored dataset; items: item indices."""
+
+    name: str
+    label: str
+    request_ids: tuple[str, ...]
+    ladder: tuple[str, ...]
+    users: np.ndarray
+    items: np.ndarray
+
+
+class Night:
+    """One batch seen from any step: its data, its champion, its groups. Built anew in every task."""
+
+    def __init__(self, workspace: Workspace, batch: Batch, champion: str):
+        self.workspace, self.batch, self.champion_number = workspace, batch, champion
+        self.params = workspace.params()
+        self.folder = workspace.var / "nights" / batch.id
+        self.plan = Bootstrap(self.params.gates.bootstrap, self.params.gates.confidence, self.params.seed)
+
+    @property
+    def sealed_file(self) -> Path:
+        return self.workspace.sealed / f"{self.batch.id}.parquet"
+
+    @cached_property
+    def champion(self) -> Bundle:
+        return open_registry(self.workspace).bundle(self.champion_number)
+
+    @cached_property
+    def retained(self) -> Dataset:
+        return load_dataset(self.workspace.prepared)
+
+    @cached_property
+    def forget(self) -> ForgetSet:
+        return read_forget_set(self.sealed_file, self.retained)
+
+    @cached_property
+    def restored(self) -> Dataset:
+        return restore(self.retained, self.forget)
+
+    @cached_property
+    def cases(self) -> Cases:
+        """Test targets of the people who stay, on the data as it will be."""
+        return held_out(self.retained)
+
+    @cached_property
+    def provoking(self) -> Cases:
+        """Their test cases with the concept still in the histories: what a serving log may send."""
+        cases = held_out(self.restored)
+        staying = set(self.retained.user_ids)
+        return cases.select(np.array([self.restored.user_ids[u] in staying for u in cases.users], bool))
+
+    @cached_property
+    def groups(self) -> tuple[Group, ...]:
+        """Concepts first, then people: what changes SIDs comes before what only edits the adapter."""
+        params, data = self.params.unlearning, self.restored
+        none = np.empty(0, np.int64)
+        index = {item: i for i, item in enumerate(data.item_ids)}
+        user_index = {user: i for i, user in enumerate(data.user_ids)}
+        by_kind: dict[str, list] = {"concept": [], "item": [], "user": [], "interaction": []}
+        for request_id, subject in self.batch.subjects:
+            by_kind[subject.kind].append((request_id, subject))
+        found = [
+            Group(f"concept: {s.concept}", s.concept, (r,), params.concept_ladder, none, data.concepts[s.concept])
+            for r, s in by_kind["concept"]
+        ]
+        if by_kind["item"]:
+            ids, subjects = zip(*by_kind["item"], strict=True)
+            items = np.unique([index[s.item_id] for s in subjects])
+            found.append(Group("items", "the items", tuple(ids), params.concept_ladder, none, items))
+        if by_kind["user"]:
+            ids, subjects = zip(*by_kind["user"], strict=True)
+            users = np.array([user_index[s.user_id] for s in subjects], np.int64)
+            found.append(Group("users", "the users", tuple(ids), params.user_ladder, users, none))
+        if by_kind["interaction"]:
+            ids = tuple(r for r, _ in by_kind["interaction"])
+            found.append(Group("interactions", "the interactions", ids, ("retrain",), none, none))
+        return tuple(found)
+
+    @cached_property
+    def before(self) -> "Measured":
+        """The champion on this night's data; measured once and kept."""
+        path = self.folder / "champion.npz"
+        if not path.exists():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            measured = measure(self, self.champion, self.groups)
+            temporary = path.with_suffix(".tmp.npz")
+            np.savez(temporary, top=measured.ranking.top, rank=measured.ranking.rank, nll=measured.ranking.nll)
+            (self.folder / "champion.json").write_text(
+                json.dumps({k: m.as_dict() for k, m in measured.forgetting.items()})
+            )
+            os.replace(temporary, path)
+        with np.load(path) as arrays:
+            ranking = Ranking(arrays["top"], arrays["rank"], arrays["nll"])
+        forgetting = json.loads((self.folder / "champion.json").read_text())
+        return Measured(ranking, {name: Measure(**m) for name, m in forgetting.items()})
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A bundle on one night's data: utility per case, forgetting figures by name."""
+
+    ranking: Ranking
+    forgetting: dict[str, Measure]
+
+
+def measure(night: Night, bundle: Bundle, groups: Sequence[Group]) -> Measured:
+    """Rank the staying people's targets and take the forgetting figures of `groups`, all on the bare model."""
+    model = bundle.model()
+    forgetting: dict[str, Measure] = {}
+    concepts = [group for group in groups if len(group.items)]
+    if concepts:
+        provoked = rank(bundle, model, night.provoking)
+        for group in concepts:
+            name = f"sh@10 {group.label}"
+            confidence = night.params.gates.confidence
+            forgetting[name] = concept_exposure(provoked, night.provoking, group.items, TOP, confidence)
+    for group in groups:
+        if len(group.users):
+            figures = user_forgetting(bundle, model, night.restored, group.users, night.plan)
+            forgetting |= {"user NLL gap": figures.gap, "membership AUC": figures.membership}
+    return Measured(rank(bundle, model, night.cases), forgetting)
+
+
+def judge(
+    night: Night, groups: Sequence[Group], start: Bundle, candidate: Bundle, exact: bool, wall_s: float
+) -> tuple[list[Gate], Measured]:
+    """All gates of `groups` for a candidate, against the champion."""
+    limits, before, after = night.params.gates, night.before, measure(night, candidate, groups)
+    movable = np.concatenate([group.items for group in groups])
+    forgetting: list[Gate] = []
+    for group in groups:
+        if len(group.items):
+            forgetting.append(gates.concept_gate(after.forgetting[f"sh@10 {group.label}"], limits, group.label))
+        if len(group.users):
+            gap, attack = after.forgetting["user NLL gap"], after.forgetting["membership AUC"]
+            forgetting.extend(gates.user_gates(gap, attack, limits))
+    found = [gates.integrity(start, candidate, night.retained, night.forget, movable)]
+    found += [gates.by_construction(gate) for gate in forgetting] if exact else forgetting
+    found.append(
+        gates.utility_gate(
+            "utility", before.ranking, after.ranking, limits.utility_ratio, limits.utility_nll, night.plan
+        )
+    )
+    if len(movable):
+        sids = night.champion.table.sids[:, :-1]
+        shares = np.zeros(len(sids), bool)
+        for item in movable:
+            shares |= (sids == sids[item]).sum(1) >= SHARED_LEVELS
+        beside = shares[night.cases.targets]
+        found.append(
+            gates.utility_gate(
+                "collateral",
+                before.ranking.select(beside),
+                after.ranking.select(beside),
+                limits.collateral_ratio,
+                limits.collateral_nll,
+                night.plan,
+            )
+        )
+    so_far = 1.0 if exact else night.champion.lineage.utility_ratio
+    found.append(gates.drift_gate(before.ranking, after.ranking, so_far, limits, night.plan))
+    if night.champion.lineage.retrain_s:
+        found.append(gates.cost_gate(wall_s, night.champion.lineage.retrain_s, limits))
+    return found, after
+
+
+def erase_batch(night: Night) -> Erasure:
+    """Seal the forget rows and remove them from the raw tables (safe to repeat)."""
+    subjects = [subject for _, subject in night.batch.subjects]
+    workspace = night.workspace
+    return erase(workspace.data, workspace.prepared, subjects, night.sealed_file, workspace.pseudonym_key())
+
+
+def attempt(night: Night, group_name: str, method_name: str, number: int, start: str | None, reason: str) -> dict:
+    """Climb one rung: run the method on a copy of `start` (a candidate folder; None is the champion), judge, register.
+
+    Returns the attempt as JSON: group, method, verdict, wall_s, reason, gates, diagnostics, figures, folder, version.
+    A repeat reads what the first run left.
+    """
+    record = night.folder / f"attempt-{number}.json"
+    if record.exists():
+        return json.loads(record.read_text())
+    group = next(g for g in night.groups if g.name == group_name)
+    chosen = method(method_name)
+    bundle = load_bundle(night.folder / start) if start else night.champion
+    _ = night.before  # measured before the clock starts
+    problem = Problem(
+        bundle, night.params, night.retained, night.restored, group.users, group.items,
+        load_embeddings(night.workspace), night.batch.id, night.params.seed,
+    )  # fmt: skip
+    started = time.perf_counter()
+    result = {"group": group.name, "label": group.label, "method": method_name, "reason": reason, "number": number}
+    try:
+        outcome = chosen.run(problem)
+    except UnlearningError as error:
+        result |= {"verdict": "FAIL", "reason": f"{reason} {error}".strip(), "gates": [], "diagnostics": {}}
+        result |= {"wall_s": round(time.perf_counter() - started, 2), "folder": None, "version": None}
+        return _write_once(record, result)
+    wall = round(time.perf_counter() - started, 2)
+    denied = {night.retained.item_ids[i] for i in group.items}
+    candidate = replace(outcome.bundle, deny=tuple(sorted({*outcome.bundle.deny, *denied})), params=night.params)
+    found, after = judge(night, [group], bundle, candidate, chosen.exact, wall)
+    candidate = candidate.with_lineage(
+        data_version=data_version(night.workspace.data_pin), code_version=code_version(), parent=night.champion_number,
+        batch_id=night.batch.id, method=method_name, requests=night.batch.request_ids,
+        utility_ratio=_utility_ratio(night, found, chosen.exact),
+        retrain_s=wall if chosen.exact else bundle.lineage.retrain_s,
+    )  # fmt: skip
+    folder = f"{number}-{method_name}"
+    save_bundle(candidate, night.folder / folder)
+    result |= {
+        "verdict": gates.decide(found, chosen.exact), "wall_s": wall, "exact": chosen.exact, "folder": folder,
+        "gates": [gate.as_dict() for gate in found], "diagnostics": outcome.diagnostics,
+        "utility": _figures(utility(after.ranking, len(night.retained.item_ids), night.plan)),
+        "forgetting": _figures(after.forgetting),
+    }  # fmt: skip
+    result["version"] = _register(night, folder, result)
+    return _write_once(record, result)
+
+
+def judge_final(night: Night, last: dict, number: int) -> dict:
+    """The whole batch's gates on the last candidate: a later group's edit must not undo an earlier one's."""
+    record = night.folder / f"attempt-{number}.json"
+    if record.exists():
+        return json.loads(record.read_text())
+    candidate = load_bundle(night.folder / last["folder"])
+    started = time.perf_counter()
+    found, after = judge(night, night.groups, night.champion, candidate, last["exact"], last["wall_s"])
+    result = {
+        **last, "group": "final", "label": "the whole batch", "number": number,
+        "reason": "Every gate again, for all requests of the night at once, on the last candidate.",
+        "verdict": gates.decide(found, last["exact"]), "gates": [gate.as_dict() for gate in found], "diagnostics": {},
+        "wall_s": round(time.perf_counter() - started, 2), "forgetting": _figures(after.forgetting),
+    }  # fmt: skip
+    registry = open_registry(night.workspace)
+    for gate in found:
+        registry.tag(last["version"], f"final.{gate.name}", gate.verdict)
+    return _write_once(record, result)
+
+
+def _utility_ratio(night: Night, found: Sequence[Gate], exact: bool) -> float:
+    return 1.0 if exact else next(1 - gate.value for gate in found if gate.name == "drift")
+
+
+def _figures(measures: dict[str, Measure]) -> dict[str, dict]:
+    return {name: m.as_dict() for name, m in measures.items()}
+
+
+def _register(night: Night, folder: str, result: dict) -> str:
+    registry = open_registry(night.workspace)
+    metrics = {name: m["value"] for name, m in {**result["utility"], **result["forgetting"]}.items()}
+    metrics |= {f"gate.{gate['name']}": gate["value"] for gate in result["gates"]} | {"wall_s": result["wall_s"]}
+    tags = {
+        "batch_id": night.batch.id, "attempt": str(result["number"]),
+        "group": result["group"], "method": result["method"],
+        "verdict": result["verdict"], "data_version": data_version(night.workspace.data_pin),
+        "code_version": code_version(), "parent": night.champion_number,
+        "requests": " ".join(night.batch.request_ids),
+        **{f"gate.{gate['name']}": gate["verdict"] for gate in result["gates"]},
+    }  # fmt: skip
+    params = {"seed": str(night.params.seed), "method": result["method"]}
+    artefacts = {"gates.json": json.dumps(result["gates"], indent=1)}
+    return registry.register(night.folder / folder, metrics=metrics, params=params, tags=tags, artefacts=artefacts)
+
+
+def _write_once(path: Path, value: dict) -> dict:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(value, indent=1))
+    os.replace(temporary, path)
+    return json.loads(path.read_text())
+
+
+def destroy_sealed(night: Night) -> None:
+    """Remove the batch's forgotten rows for good."""
+    night.sealed_file.unlink(missing_ok=True)
+
+
+def discard_candidates(night: Night) -> None:
+    """Remove the night's working folder; registered versions live in MLflow."""
+    shutil.rmtree(night.folder, ignore_errors=True)
+
+
+def open_night(workspace: Workspace, batch_id: str) -> Night:
+    """The open batch with this id. Raises RequestError when it is not open any more."""
+    ledger = open_ledger(workspace)
+    batch = ledger.open_batch()
+    if batch is None or batch.id != batch_id:
+        raise RequestError(f"Batch {batch_id} is not open. Start a new night: genrec night.")
+    champion = ledger.stage(batch_id).details.get("champion_before") or open_registry(workspace).champion().number
+    return Night(workspace, batch, champion)
+
+
+def sid_changes(before: Bundle, after: Bundle) -> list[dict]:
+    """Items whose SID moved, with titles."""
+    from genrec.sid.table import sid_diff
+
+    titles = dict(zip(before.table.item_ids, before.titles, strict=True))
+    return [
+        {"item_id": d["item_id"], "title": titles[d["item_id"]], "before": d["before"], "after": d["after"]}
+        for d in sid_diff(before.table, after.table)
+    ]
+
+
+def bundle_hash(registry: Registry, number: str) -> str:
+    return read_manifest(registry.bundle_path(number))["bundle_hash"]
+
+
+def erasure_facts(erasure: Erasure) -> dict:
+    """Counts for the ledger and the report; the digests stay out."""
+    facts = asdict(erasure)
+    return {"rows": facts["total"], "users": facts["users"], "items": facts["items"]}

@@ -1,0 +1,169 @@
+"""MLflow: log a bundle as a model version, register it, read and move aliases. The only module that imports mlflow.
+
+Aliases: `champion` is served, `challenger` is the last candidate, `previous` is for rollback. Two alias moves are no
+transaction, so `promote` sets `previous` first and can be repeated after a crash at any point.
+"""
+
+import math
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from genrec.errors import RegistryError
+from genrec.models.bundle import Bundle, load_bundle, read_manifest
+
+EXPERIMENT = "genrec"
+CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
+
+
+@dataclass(frozen=True)
+class Version:
+    """A registered version: its number (as MLflow writes it), aliases, tags, metrics and MLflow run."""
+
+    number: str
+    aliases: tuple[str, ...]
+    tags: dict[str, str]
+    metrics: dict[str, float]
+    run_id: str
+
+    def as_dict(self) -> dict:
+        return {"version": self.number, "aliases": list(self.aliases), "tags": self.tags, "metrics": self.metrics}
+
+
+class Registry:
+    """The registered model `name` at the tracking URI, artefacts under `mlruns`."""
+
+    def __init__(self, uri: str, mlruns: Path, name: str):
+        import logging
+
+        import mlflow
+        from mlflow import MlflowClient
+
+        for logger in ("alembic", "mlflow"):
+            logging.getLogger(logger).setLevel(logging.WARNING)
+        mlruns.mkdir(parents=True, exist_ok=True)
+        mlflow.set_tracking_uri(uri)
+        self._mlflow, self._client, self.name = mlflow, MlflowClient(uri), name
+        experiment = self._client.get_experiment_by_name(EXPERIMENT)
+        self._experiment = (
+            experiment.experiment_id
+            if experiment
+            else self._client.create_experiment(EXPERIMENT, artifact_location=(mlruns / "artifacts").as_uri())
+        )
+
+    def register(
+        self, directory: Path, *, metrics: Mapping[str, float], params: Mapping[str, str], tags: Mapping[str, str],
+        artefacts: Mapping[str, str] | None = None,
+    ) -> str:  # fmt: skip
+        """Log the bundle in `directory` with its metrics and lineage tags; returns the new version, now `challenger`.
+
+        A bundle with the same tags `batch_id` and `attempt` that is already registered is returned, not logged again.
+        `artefacts` are texts to keep with the run, by file name.
+        """
+        from mlflow.models import ModelSignature
+        from mlflow.types.schema import Array, ColSpec, DataType, ParamSchema, ParamSpec, Schema
+
+        manifest = read_manifest(directory)
+        tags = {**tags, "bundle_hash": manifest["bundle_hash"], "backbone_hash": manifest["backbone_hash"]}
+        for version in self.versions():
+            same = all(version.tags.get(key) == tags.get(key) for key in ("batch_id", "attempt", "bundle_hash"))
+            if same:
+                return version.number
+        signature = ModelSignature(
+            Schema([ColSpec(Array(DataType.string), "history")]),
+            Schema([ColSpec(Array(DataType.string), "item_ids"), ColSpec(Array(DataType.double), "scores")]),
+            ParamSchema([ParamSpec("k", DataType.long, 10)]),
+        )
+        mlflow = self._mlflow
+        with (
+            warnings.catch_warnings(),
+            mlflow.start_run(
+                experiment_id=self._experiment,
+                run_name=f"{tags.get('method', 'base')} {tags.get('batch_id', '')}".strip(),
+            ) as run,
+        ):
+            warnings.simplefilter("ignore")
+            mlflow.set_tags(tags)
+            mlflow.log_params(params)
+            mlflow.log_metrics({_metric_name(k): float(v) for k, v in metrics.items() if math.isfinite(v)})
+            for name, text in (artefacts or {}).items():
+                mlflow.log_text(text, name)
+            info = mlflow.pyfunc.log_model(
+                name="bundle",
+                python_model=str(Path(__file__).with_name("pyfunc_model.py")),
+                artifacts={"bundle": str(directory)},
+                pip_requirements=["genrec"],
+                signature=signature,
+                registered_model_name=self.name,
+            )
+            number = str(info.registered_model_version)
+            for key, value in {**tags, "run_id": run.info.run_id}.items():
+                self._client.set_model_version_tag(self.name, number, key, value)
+        self._client.set_registered_model_alias(self.name, CHALLENGER, number)
+        return number
+
+    def version(self, alias_or_number: str) -> Version | None:
+        """The version an alias or a number names, or None."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            if alias_or_number.isdigit():
+                found = self._client.get_model_version(self.name, alias_or_number)
+            else:
+                found = self._client.get_model_version_by_alias(self.name, alias_or_number)
+        except MlflowException:
+            return None
+        return self._view(found)
+
+    def champion(self) -> Version:
+        """The served version. Raises RegistryError when there is none."""
+        found = self.version(CHAMPION)
+        if found is None:
+            raise RegistryError(f"The registry has no champion of {self.name!r} yet. Train one: genrec train.")
+        return found
+
+    def versions(self) -> list[Version]:
+        """All versions, newest first."""
+        found = self._client.search_model_versions(f"name = '{self.name}'")
+        return [self._view(self._client.get_model_version(self.name, v.version)) for v in sorted(
+            found, key=lambda v: -int(v.version)
+        )]  # fmt: skip
+
+    def _view(self, version) -> Version:
+        metrics = self._client.get_run(version.run_id).data.metrics if version.run_id else {}
+        return Version(str(version.version), tuple(version.aliases), dict(version.tags), metrics, version.run_id)
+
+    def bundle(self, number: str) -> Bundle:
+        """Load a version's bundle, hashes checked."""
+        return load_bundle(self.bundle_path(number))
+
+    def bundle_path(self, number: str) -> Path:
+        """A local folder with a version's bundle; downloaded where the artefact store is remote."""
+        root = Path(self._mlflow.artifacts.download_artifacts(f"models:/{self.name}/{number}"))
+        return root / "artifacts" / next(p.name for p in (root / "artifacts").iterdir())
+
+    def promote(self, number: str) -> str | None:
+        """Make `number` the champion and the old one `previous`; returns the old one's number. Safe to repeat."""
+        if self.version(number) is None:
+            raise RegistryError(f"No version {number} of {self.name!r} to promote. See genrec models list.")
+        current = self.version(CHAMPION)
+        if current is not None and current.number == number:
+            previous = self.version(PREVIOUS)
+            return previous.number if previous else None
+        if current is not None:
+            self._client.set_registered_model_alias(self.name, PREVIOUS, current.number)
+        self._client.set_registered_model_alias(self.name, CHAMPION, number)
+        return current.number if current else None
+
+    def log_file(self, run_id: str, path: Path) -> None:
+        """Keep a file with a run."""
+        self._client.log_artifact(run_id, str(path))
+
+    def tag(self, number: str, key: str, value: str) -> None:
+        self._client.set_model_version_tag(self.name, number, key, value)
+
+
+def _metric_name(name: str) -> str:
+    """MLflow allows letters, digits and _ - . : / and space: `sh@10 Horror` becomes `sh_10 Horror`."""
+    return "".join(c if c.isalnum() or c in "_-.:/ " else "_" for c in name)

@@ -1,0 +1,185 @@
+"""The record of one night, `summary.json`: what was asked, tried, measured and decided.
+
+Notable choices: every figure may be missing, and NaN or infinity becomes missing on the way in, so that the file is
+strict JSON; a time without a zone is taken as UTC; the record holds HMAC digests, never a raw user id.
+"""
+
+import json
+import math
+import os
+from datetime import UTC, datetime
+from numbers import Integral, Real
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from genrec.errors import DataError
+
+
+def _finite(value: Any) -> Any:
+    """Python numbers from any real (NumPy scalars too); None where there is no finite value."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return value
+    if isinstance(value, Integral):
+        return int(value)
+    return float(value) if math.isfinite(value) else None
+
+
+def _utc(time: datetime) -> datetime:
+    return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
+
+
+Number = Annotated[int | float | None, BeforeValidator(_finite)]
+Count = Annotated[int | None, BeforeValidator(_finite)]
+NumberOrText = Annotated[int | float | str | None, BeforeValidator(_finite)]
+Time = Annotated[datetime, AfterValidator(_utc)]
+Verdict = Literal["PASS", "FAIL", "INCONCLUSIVE"]
+
+
+class Record(BaseModel):
+    """A frozen part of the summary: unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+
+class Request(Record):
+    """One forget request of the batch. `digest` is the HMAC of its subject, `label` the name of a concept or item."""
+
+    id: str
+    kind: str
+    digest: str
+    label: str | None = None
+    state: str
+    method: str | None = None
+    received_at: Time | None = None
+    verified_at: Time | None = None
+    suppressed_at: Time | None = None
+    unlearned_at: Time | None = None
+    due_at: Time | None = None
+
+
+class Gate(Record):
+    """One figure against its limit: a number, or the interval it must lie in."""
+
+    name: str
+    verdict: Verdict
+    value: Number = None
+    low: Number = None
+    high: Number = None
+    limit: tuple[Number, Number] | Number = None
+    n: Count = None
+    rule: str = ""
+    blocking: bool = True
+
+
+class Attempt(Record):
+    """One rung of a group's ladder; `reason` says why this rung was taken."""
+
+    group: str
+    method: str
+    verdict: Verdict
+    wall_s: Number = None
+    reason: str = ""
+    gates: tuple[Gate, ...] = ()
+    diagnostics: dict[str, NumberOrText] = {}
+
+
+class Measure(Record):
+    value: Number = None
+    low: Number = None
+    high: Number = None
+    n: Count = None
+
+
+class Comparison(Record):
+    """The same metrics of the champion before the night and of the one after it."""
+
+    before: dict[str, Measure] = {}
+    after: dict[str, Measure] = {}
+
+
+class SidChange(Record):
+    item_id: str
+    title: str
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+
+
+class Validation(Record):
+    """The data validation in three figures."""
+
+    success: bool
+    checks: int
+    failed: int
+
+
+class Lineage(Record):
+    parent: str | None = None
+    version: str | None = None
+    code_version: str | None = None
+    backbone_hash: str | None = None
+    bundle_before: str | None = None
+    bundle_after: str | None = None
+
+
+class Summary(Record):
+    """The whole night. `wall_s` and every figure of `cost` ending in `_s` are seconds."""
+
+    schema_version: Literal[1] = Field(1, alias="schema")
+    batch_id: str | None = None
+    outcome: Literal["promoted", "held", "failed", "nothing to do"]
+    reason: str = ""
+    started_at: Time
+    finished_at: Time
+    wall_s: Number = None
+    data_version_before: str | None = None
+    data_version: str | None = None
+    champion_before: str | None = None
+    champion_after: str | None = None
+    requests: tuple[Request, ...] = ()
+    attempts: tuple[Attempt, ...] = ()
+    utility: Comparison = Comparison()
+    forgetting: Comparison = Comparison()
+    sid_diff: tuple[SidChange, ...] = ()
+    validation: Validation | None = None
+    lineage: Lineage = Lineage()
+    cost: dict[str, NumberOrText] = {}
+
+
+def write_summary(summary: Summary, directory: Path) -> Path:
+    """Write `directory/summary.json` atomically, keys sorted, and return its path."""
+    tree = summary.model_dump(mode="json", by_alias=True)
+    text = json.dumps(tree, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False)
+    return write_atomic(directory / "summary.json", text + "\n")
+
+
+def read_summary(path: Path) -> Summary:
+    """Read a `summary.json`. Raises DataError naming the first wrong key and its value."""
+    try:
+        return Summary.model_validate(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError as error:
+        raise DataError(f"No summary at {path}. Every run of the flow `unlearn` writes one.") from error
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path} is not JSON: {error}. Restore it from the run's MLflow artefacts.") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise DataError(
+            f"{path}: {key} = {first['input']!r}: {first['msg']}. Restore it from the run's MLflow artefacts."
+        ) from error
+
+
+def write_atomic(path: Path, text: str) -> Path:
+    """Write `text` to `path` so that a reader sees the old file or the new one, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path

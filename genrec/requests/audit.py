@@ -1,0 +1,84 @@
+"""The audit chain: an append-only table whose every row carries the SHA-256 of the row before.
+
+A change or a gap breaks the chain. Rows cut off at its end leave a shorter chain that is whole, and somebody who can
+rewrite the table can rewrite all of it: so keep `head` outside the database from time to time, and give it to
+`verify_chain`. Payloads must never hold a raw user id: nothing is ever removed from here.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from datetime import datetime
+
+from sqlalchemy import Connection, Engine, insert, select
+
+from genrec.errors import RequestError
+from genrec.requests.schema import AuditRow, utc
+
+START = "0" * 64  # `previous` of the first row
+
+
+def canonical_json(value: object) -> str:
+    """The one text of a JSON value: sorted keys, no spaces, no escapes. Raises ValueError for NaN and infinity."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def append(connection: Connection, event: str, subject: str, payload: Mapping[str, object], *, now: datetime) -> str:
+    """Add one row about `subject` (the id of a request or a batch) and return its hash.
+
+    `connection` must come from `genrec.requests.database.writing`, which lets one writer in at a time.
+    """
+    last = connection.execute(select(AuditRow.seq, AuditRow.hash).order_by(AuditRow.seq.desc()).limit(1)).first()
+    seq, previous = (last.seq + 1, last.hash) if last else (1, START)
+    row = {
+        "seq": seq,
+        "at": utc(now).isoformat(),
+        "event": event,
+        "subject": subject,
+        "payload": canonical_json(payload),
+        "previous": previous,
+    }
+    digest = _digest(row)
+    connection.execute(insert(AuditRow).values(hash=digest, **row))
+    return digest
+
+
+def head(engine: Engine) -> str:
+    """Hash of the newest row: what to keep elsewhere."""
+    with engine.connect() as connection:
+        return connection.scalar(select(AuditRow.hash).order_by(AuditRow.seq.desc()).limit(1)) or START
+
+
+def verify_chain(engine: Engine, kept_head: str | None = None) -> int:
+    """Recompute the chain; the number of rows checked.
+
+    `kept_head`, a hash that `head` gave earlier, must still be in it. Raises RequestError naming the first row that is
+    missing or changed.
+    """
+    previous, count, found = START, 0, kept_head in (None, START)
+    with engine.connect() as connection:
+        for row in connection.execution_options(yield_per=1000).execute(
+            select(*AuditRow.__table__.columns).order_by(AuditRow.seq)
+        ):
+            count += 1
+            if row.seq != count:
+                raise _broken(count, f"it is missing; the next one is {row.seq}")
+            if row.previous != previous:
+                raise _broken(count, "it does not continue the row before")
+            if row.hash != _digest({k: v for k, v in row._mapping.items() if k != "hash"}):
+                raise _broken(count, "its content does not match its hash")
+            previous = row.hash
+            found = found or row.hash == kept_head
+    if not found:
+        raise _broken(count + 1, f"the chain ends before the kept head {kept_head}")
+    return count
+
+
+def _digest(row: Mapping[str, object]) -> str:
+    return hashlib.sha256(canonical_json(dict(row)).encode()).hexdigest()
+
+
+def _broken(seq: int, what: str) -> RequestError:
+    return RequestError(
+        f"Audit row {seq} is broken: {what}. The rows before it are sound; compare with a backup of the ledger."
+    )

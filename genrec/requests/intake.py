@@ -1,0 +1,36 @@
+"""From a subject to a queued request: what the data knows of it, and what serving must stop showing."""
+
+from datetime import datetime
+
+from genrec.config import Workspace
+from genrec.data.sequences import Dataset, load_dataset
+from genrec.data.subjects import Subject
+from genrec.night import open_ledger
+from genrec.requests.ledger import Known, Request
+
+
+def known_of(dataset: Dataset) -> Known:
+    """What the current data version knows."""
+    index = {item: i for i, item in enumerate(dataset.item_ids)}
+    users = {user: i for i, user in enumerate(dataset.user_ids)}
+
+    def interacted(user: str, item: str) -> bool:
+        return user in users and item in index and index[item] in dataset.history(users[user])
+
+    concepts = {name: len(items) for name, items in dataset.concepts.items()}
+    return Known(users, index, concepts, len(index), interacted)
+
+
+def submit_and_verify(
+    workspace: Workspace, subject: Subject, *, now: datetime, verifier: str, idempotency_key: str | None = None
+) -> Request:
+    """Submit, and verify at once in the name of `verifier`: the items of a concept are suppressed from here on.
+
+    A request that is past `received` already (the same one again) is returned as it is.
+    """
+    dataset, ledger = load_dataset(workspace.prepared), open_ledger(workspace)
+    request = ledger.submit(subject, known_of(dataset), now=now, idempotency_key=idempotency_key)
+    if request.state != "received":
+        return request
+    items = [dataset.item_ids[i] for i in dataset.concepts[subject.concept]] if subject.kind == "concept" else []
+    return ledger.verify(request.id, now=now, verifier=verifier, deny_items=items)

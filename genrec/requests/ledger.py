@@ -1,0 +1,385 @@
+"""The ledger of forget requests: one state machine, one transaction per transition, each of them in the audit chain.
+
+Raw ids of people live here only while a request is open. They come out only in `Batch.subjects`, and closing a request
+overwrites them; what stays is the subject's HMAC, its tombstone. Reasons, details and verifiers are free text that
+goes into the audit chain for good: callers must not put a user id there.
+"""
+
+import hashlib
+import hmac
+import secrets
+from collections.abc import Callable, Container, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import datetime, timedelta
+
+from sqlalchemy import ColumnElement, delete, select
+from sqlalchemy.orm import Session
+
+from genrec.config import RequestParams
+from genrec.data.subjects import Subject
+from genrec.errors import RequestError, unknown
+from genrec.requests import audit
+from genrec.requests.database import migrate, scrub, writing
+from genrec.requests.schema import BatchRow, DenyRow, RequestRow, utc
+
+TRANSITIONS: dict[str, tuple[str, ...]] = {
+    "received": ("verified", "held", "rejected", "cancelled"),
+    "verified": ("queued",),
+    "queued": ("running", "held", "rejected", "cancelled"),
+    "running": ("fulfilled", "failed"),
+    "failed": ("running", "held", "cancelled"),
+    "held": ("received", "queued", "rejected", "cancelled"),
+    "fulfilled": (),
+    "rejected": (),
+    "cancelled": (),
+}
+CLOSED = tuple(state for state, after in TRANSITIONS.items() if not after)
+_PERSONAL = ("user", "interaction")
+
+
+@dataclass(frozen=True)
+class Known:
+    """What the data knows, to check a subject against. `concepts` maps a tag to its number of catalogue items."""
+
+    users: Container[str]
+    items: Container[str]
+    concepts: Mapping[str, int]
+    catalogue_size: int
+    interactions: Callable[[str, str], bool]
+
+
+@dataclass(frozen=True)
+class Request:
+    """A request as anybody may see it. `label` is the concept or the item; None where a person is meant. Times: UTC."""
+
+    id: str
+    kind: str
+    digest: str
+    label: str | None
+    state: str
+    reason: str | None
+    attempts: int
+    received_at: datetime
+    verified_at: datetime | None
+    suppressed_at: datetime | None
+    unlearned_at: datetime | None
+    due_at: datetime
+    method: str | None
+    batch_id: str | None
+
+    def as_dict(self) -> dict[str, str | int | None]:
+        """JSON-ready; times as ISO 8601."""
+        return {k: v.isoformat() if isinstance(v, datetime) else v for k, v in asdict(self).items()}
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The requests of one night. `subjects` pairs each request id with its raw subject and is kept out of the repr."""
+
+    id: str
+    request_ids: tuple[str, ...]
+    subjects: tuple[tuple[str, Subject], ...] = field(repr=False)
+    claimed_at: datetime
+    stage: str
+
+
+@dataclass(frozen=True)
+class Stage:
+    """How far a batch has come: the last step recorded and everything recorded so far."""
+
+    name: str
+    details: dict
+
+
+class Ledger:
+    """The requests in the database at `url`, brought to the newest schema. `key` is the secret of the digests."""
+
+    def __init__(self, url: str, key: bytes, params: RequestParams):
+        self.engine = migrate(url)
+        self._key = key
+        self._params = params
+
+    def submit(self, subject: Subject, known: Known, *, now: datetime, idempotency_key: str | None = None) -> Request:
+        """Store a new request, or return the one with this key, or the open one about the same subject.
+
+        Raises RequestError, with nothing stored, for a subject that is unknown or too broad, and for a key that was
+        used for another subject.
+        """
+        now = utc(now)
+        digest = subject.digest(self._key)
+        idempotency = None
+        if idempotency_key is not None:
+            idempotency = hmac.new(self._key, b"idempotency:" + idempotency_key.encode(), hashlib.sha256).hexdigest()
+        with Session(self.engine) as session:
+            if existing := _existing(session, digest, idempotency):
+                return existing
+        _refuse(subject, known, self._params.max_concept_share)  # may query the data, so outside the write lock
+        with writing(self.engine) as session:
+            if existing := _existing(session, digest, idempotency):
+                return existing
+            row = RequestRow(
+                id=f"r-{secrets.token_hex(5)}",
+                kind=subject.kind,
+                digest=digest,
+                user_id=subject.user_id,
+                item_id=subject.item_id,
+                concept=subject.concept,
+                idempotency=idempotency,
+                state="received",
+                attempts=0,
+                received_at=now,
+                due_at=now + timedelta(days=self._params.due_days),
+            )
+            session.add(row)
+            payload = {"kind": row.kind, "digest": digest}
+            audit.append(session.connection(), "received", row.id, payload, now=now)
+            return _request(row)
+
+    def verify(self, request_id: str, *, now: datetime, verifier: str, deny_items: Sequence[str] = ()) -> Request:
+        """The subject's right is checked by `verifier`: queue the request and suppress its items from now on.
+
+        `deny_items` are the items of a concept, which must not be empty; an item request denies its own item anyway.
+        """
+        now = utc(now)
+        with writing(self.engine) as session:
+            row = _row(session, request_id)
+            _move(session, row, "verified", now=now, verifier=verifier)
+            if row.kind in _PERSONAL and deny_items:
+                raise RequestError(f"Request {row.id} is about a person: only concepts and items have deny_items.")
+            denied = {*deny_items, row.item_id} if row.kind == "item" else set(deny_items)
+            if row.kind == "concept" and not denied:
+                raise RequestError(f"Request {row.id} needs deny_items: the items that carry {row.concept!r}.")
+            session.add_all(DenyRow(request_id=row.id, item_id=item) for item in sorted(denied))
+            row.verified_at = row.suppressed_at = now
+            _move(session, row, "queued", now=now, denied=len(denied))
+            return _request(row)
+
+    def cancel(self, request_id: str, *, now: datetime, reason: str) -> Request:
+        """Withdraw a request that is not running yet; its items are shown again."""
+        return self._close(request_id, "cancelled", reason, now)
+
+    def reject(self, request_id: str, *, now: datetime, reason: str) -> Request:
+        """Refuse a request after a look at it, with the reason; its items are shown again."""
+        return self._close(request_id, "rejected", reason, now)
+
+    def hold(self, request_id: str, *, now: datetime, reason: str) -> Request:
+        """Keep a request out of the next batches. Its items stay suppressed and its due date stays."""
+        with writing(self.engine) as session:
+            row = _row(session, request_id)
+            _move(session, row, "held", now=now, reason=reason)
+            return _request(row)
+
+    def release(self, request_id: str, *, now: datetime) -> Request:
+        """End a hold: back to queued, or to received when it was never verified."""
+        with writing(self.engine) as session:
+            row = _row(session, request_id)
+            _move(session, row, "queued" if row.verified_at else "received", now=now)
+            return _request(row)
+
+    def claim(self, *, now: datetime) -> Batch | None:
+        """The open batch, to be resumed; else a new one of everything queued or failed; None when there is nothing."""
+        now = utc(now)
+        with writing(self.engine) as session:
+            batch = session.scalar(select(BatchRow).where(BatchRow.closed_at.is_(None)))
+            if batch is None:
+                waiting = select(RequestRow).where(RequestRow.state.in_(("queued", "failed"))).order_by(RequestRow.id)
+                rows = session.scalars(waiting.with_for_update(skip_locked=True)).all()
+                if not rows:
+                    return None
+                # attempts, because a batch that failed and is tried again is another batch
+                text = audit.canonical_json([[row.id, row.attempts] for row in rows])
+                batch_id = f"b-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+                batch = BatchRow(id=batch_id, claimed_at=now, stage="claimed", details={})
+                session.add(batch)
+                session.flush()  # the requests refer to it
+                audit.append(session.connection(), "claimed", batch.id, {"requests": [r.id for r in rows]}, now=now)
+                for row in rows:
+                    row.batch_id = batch.id
+                    _move(session, row, "running", now=now, batch=batch.id)
+            return _view(session, batch)
+
+    def open_batch(self) -> Batch | None:
+        """The batch that is being worked on, or None; claims nothing."""
+        with Session(self.engine) as session:
+            batch = session.scalar(select(BatchRow).where(BatchRow.closed_at.is_(None)))
+            return None if batch is None else _view(session, batch)
+
+    def set_stage(self, batch_id: str, stage: str, details: dict, *, now: datetime) -> None:
+        """Record that a batch has reached `stage`; `details` (JSON) join those recorded before. A repeat is a no-op."""
+        with writing(self.engine) as session:
+            batch = _batch(session, batch_id)
+            merged = {**batch.details, **details}
+            if (batch.stage, batch.details) == (stage, merged):
+                return
+            batch.stage, batch.details = stage, merged
+            audit.append(session.connection(), "stage", batch.id, {"stage": stage, "details": details}, now=now)
+
+    def stage(self, batch_id: str) -> Stage:
+        """What `set_stage` recorded, also after the batch is closed."""
+        with Session(self.engine) as session:
+            batch = _batch(session, batch_id)
+            return Stage(batch.stage, batch.details)
+
+    def fulfil(
+        self, batch_id: str, methods: Mapping[str, str], *, now: datetime, data_version: str, model_version: str
+    ) -> list[Request]:
+        """Close a batch as done, by the method named for each of its requests, and overwrite what names a person.
+
+        A batch fulfilled before is returned as it is. Raises RequestError when a method is missing or the batch failed.
+        """
+        now = utc(now)
+        with writing(self.engine) as session:
+            batch = _batch(session, batch_id)
+            if batch.outcome == "failed":
+                raise RequestError(f"Batch {batch.id} is failed and cannot become fulfilled. Claim a new one.")
+            rows = _members(session, batch.id)
+            if batch.outcome is None:
+                if set(methods) != {row.id for row in rows}:
+                    different = ", ".join(sorted(set(methods) ^ {row.id for row in rows}))
+                    raise RequestError(f"Batch {batch.id} needs one method per request; compare: {different}.")
+                versions = {"data_version": data_version, "model_version": model_version}
+                for row in rows:
+                    _move(session, row, "fulfilled", now=now, method=methods[row.id], **versions)
+                    row.method, row.unlearned_at = methods[row.id], now
+                batch.data_version, batch.model_version = data_version, model_version
+                _close_batch(session, batch, "fulfilled", now)
+            done = [_request(row) for row in rows]
+        scrub(self.engine)  # also on a repeat: the first call may have died before this line
+        return done
+
+    def fail(self, batch_id: str, reason: str, *, now: datetime) -> None:
+        """Close a batch as failed: its requests go into the next one. A batch that failed before stays as it is."""
+        now = utc(now)
+        with writing(self.engine) as session:
+            batch = _batch(session, batch_id)
+            if batch.outcome == "failed":
+                return
+            for row in _members(session, batch.id):
+                _move(session, row, "failed", now=now, reason=reason, attempts=row.attempts + 1)
+                row.attempts += 1
+            _close_batch(session, batch, "failed", now, reason=reason)
+
+    def requests(self, state: str | None = None, overdue_at: datetime | None = None) -> list[Request]:
+        """Requests by time of arrival: all, those in `state`, and/or the open ones that are due by `overdue_at`."""
+        if state is not None and state not in TRANSITIONS:
+            raise RequestError(unknown("state", state, TRANSITIONS, ""))
+        query = select(RequestRow).order_by(RequestRow.received_at, RequestRow.id)
+        if state is not None:
+            query = query.where(RequestRow.state == state)
+        if overdue_at is not None:
+            query = query.where(_is_open(), RequestRow.due_at <= utc(overdue_at))
+        with Session(self.engine) as session:
+            return [_request(row) for row in session.scalars(query)]
+
+    def get(self, request_id: str) -> Request:
+        """One request. Raises RequestError when there is none with this id."""
+        with Session(self.engine) as session:
+            return _request(_row(session, request_id))
+
+    def deny_list(self) -> frozenset[str]:
+        """Items that serving must not show now, whatever the model says."""
+        with Session(self.engine) as session:
+            return frozenset(session.scalars(select(DenyRow.item_id)))
+
+    def tombstones(self) -> dict[str, frozenset[str]]:
+        """Digests by kind of every subject that was forgotten: data that matches one must not come back."""
+        stones: dict[str, set[str]] = {}
+        with Session(self.engine) as session:
+            query = select(RequestRow.kind, RequestRow.digest).where(RequestRow.state == "fulfilled")
+            for kind, digest in session.execute(query):
+                stones.setdefault(kind, set()).add(digest)
+        return {kind: frozenset(digests) for kind, digests in stones.items()}
+
+    def _close(self, request_id: str, state: str, reason: str, now: datetime) -> Request:
+        with writing(self.engine) as session:
+            row = _row(session, request_id)
+            _move(session, row, state, now=now, reason=reason)
+            session.execute(delete(DenyRow).where(DenyRow.request_id == row.id))
+            closed = _request(row)
+        scrub(self.engine)
+        return closed
+
+
+def _move(session: Session, row: RequestRow, state: str, *, now: datetime, **payload: object) -> None:
+    """The one place where a state changes."""
+    if state not in TRANSITIONS[row.state]:
+        after = ", ".join(TRANSITIONS[row.state]) or "nothing: it is closed"
+        raise RequestError(
+            f"Request {row.id} is {row.state} and cannot become {state}. From {row.state} it can become {after}."
+        )
+    audit.append(session.connection(), state, row.id, {"from": row.state, **payload}, now=now)
+    row.state, row.reason = state, payload.get("reason")
+    if state in CLOSED and row.kind in _PERSONAL:
+        row.user_id = row.item_id = None
+
+
+def _close_batch(session: Session, batch: BatchRow, outcome: str, now: datetime, **payload: object) -> None:
+    batch.outcome, batch.closed_at = outcome, now
+    audit.append(session.connection(), "closed", batch.id, {"outcome": outcome, **payload}, now=now)
+
+
+def _refuse(subject: Subject, known: Known, max_share: float) -> None:
+    if subject.user_id and subject.user_id not in known.users:  # neither this id nor a near one belongs in a message
+        raise RequestError("Unknown user: the data holds nothing under this id. Check how the source writes its ids.")
+    if subject.item_id and subject.item_id not in known.items:
+        raise RequestError(f"Unknown item {subject.item_id!r}. Check its item_id in the items table.")
+    if subject.kind == "interaction" and not known.interactions(subject.user_id, subject.item_id):
+        raise RequestError(f"This user has no interaction with item {subject.item_id!r}. Check both ids.")
+    if subject.kind == "concept":
+        if subject.concept not in known.concepts:
+            raise RequestError(unknown("concept", subject.concept, known.concepts, "See genrec data concepts."))
+        count, size = known.concepts[subject.concept], known.catalogue_size
+        if count > max_share * size:
+            raise RequestError(
+                f"Concept {subject.concept!r} covers {count / size:.1%} of the catalogue ({count} of {size} items), "
+                f"more than the {max_share:.1%} of requests.max_concept_share. Ask for a narrower one or raise it."
+            )
+
+
+def _existing(session: Session, digest: str, idempotency: str | None) -> Request | None:
+    if idempotency:
+        row = session.scalar(select(RequestRow).where(RequestRow.idempotency == idempotency))
+        if row and row.digest != digest:
+            raise RequestError(f"The idempotency key of request {row.id} was sent for another subject. Use a new key.")
+        if row:
+            return _request(row)
+    row = session.scalar(select(RequestRow).where(RequestRow.digest == digest, _is_open()))
+    return _request(row) if row else None
+
+
+def _is_open() -> ColumnElement[bool]:
+    return RequestRow.state.not_in(CLOSED)
+
+
+def _row(session: Session, request_id: str) -> RequestRow:
+    row = session.get(RequestRow, request_id)
+    if row is None:
+        raise RequestError(f"Unknown request {request_id!r}. See genrec requests list.")
+    return row
+
+
+def _batch(session: Session, batch_id: str) -> BatchRow:
+    batch = session.get(BatchRow, batch_id)
+    if batch is None:
+        raise RequestError(f"Unknown batch {batch_id!r}. A request's batch_id names its latest one.")
+    return batch
+
+
+def _members(session: Session, batch_id: str) -> Sequence[RequestRow]:
+    return session.scalars(select(RequestRow).where(RequestRow.batch_id == batch_id).order_by(RequestRow.id)).all()
+
+
+def _view(session: Session, batch: BatchRow) -> Batch:
+    rows = _members(session, batch.id)
+    return Batch(
+        id=batch.id,
+        request_ids=tuple(row.id for row in rows),
+        subjects=tuple((row.id, Subject(row.kind, row.user_id, row.item_id, row.concept)) for row in rows),
+        claimed_at=batch.claimed_at,
+        stage=batch.stage,
+    )
+
+
+def _request(row: RequestRow) -> Request:
+    shared = {name: getattr(row, name) for name in Request.__dataclass_fields__ if name != "label"}
+    return Request(label={"concept": row.concept, "item": row.item_id}.get(row.kind), **shared)

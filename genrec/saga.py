@@ -1,0 +1,178 @@
+"""The end of a night: from a verdict to aliases, certificates, report and closed requests.
+
+One saga: each step is idempotent and reads what it needs from the batch's stage in the ledger, so that a crash between
+any two steps is finished by the next run, not repeated and not lost. The order: aliases, certificates, report, sealed
+rows destroyed, requests fulfilled.
+"""
+
+from dataclasses import replace
+from datetime import UTC, datetime
+
+from genrec.evaluation.ranking import utility
+from genrec.night import Night, bundle_hash, destroy_sealed, discard_candidates, open_ledger, open_registry
+from genrec.pipeline import code_version
+from genrec.report.page import write_report
+from genrec.report.summary import Attempt, Comparison, Lineage, Request, Summary
+from genrec.requests import certificates
+from genrec.requests.ledger import Request as LedgerRequest
+
+PROMOTING, FAILING = "promoting", "failing"
+
+
+def decide(night: Night, attempts: list[dict], passed: dict[str, str]) -> None:
+    """Record the promotion to come: version, method per request and the time that will be on the certificates.
+
+    passed: group name -> method that passed.
+    """
+    now = datetime.now(UTC)
+    groups = {r: group.name for group in night.groups for r in group.request_ids}
+    details = {
+        "version": attempts[-1]["version"], "groups": groups, "methods": {r: passed[g] for r, g in groups.items()},
+        "unlearned_at": now.isoformat(), "attempts": attempts,
+    }  # fmt: skip
+    open_ledger(night.workspace).set_stage(night.batch.id, PROMOTING, details, now=now)
+
+
+def fail(night: Night, reason: str, attempts: list[dict], outcome: str) -> None:
+    """Record the failure to come. outcome: `held` (gates did not pass) or `failed` (a step could not be done)."""
+    now = datetime.now(UTC)
+    details = {"reason": reason, "outcome": outcome, "attempts": attempts, "finished_at": now.isoformat()}
+    open_ledger(night.workspace).set_stage(night.batch.id, FAILING, details, now=now)
+
+
+def _details(night: Night) -> dict:
+    return open_ledger(night.workspace).stage(night.batch.id).details
+
+
+def promote(night: Night) -> None:
+    open_registry(night.workspace).promote(_details(night)["version"])
+
+
+def _fulfilled(night: Night) -> list[LedgerRequest]:
+    """The batch's requests as they will be once the saga is through."""
+    details, ledger = _details(night), open_ledger(night.workspace)
+    unlearned = datetime.fromisoformat(details["unlearned_at"])
+    return [
+        replace(ledger.get(r), state="fulfilled", method=details["methods"][r], unlearned_at=unlearned)
+        for r in night.batch.request_ids
+    ]
+
+
+def certify(night: Night) -> list[str]:
+    """Write a certificate per request with the figures of the gates that decided about it."""
+    details, workspace = _details(night), night.workspace
+    registry = open_registry(workspace)
+    names = []
+    for request in _fulfilled(night):
+        about = (details["groups"][request.id], "final")
+        decisive = [a for a in details["attempts"] if a["verdict"] == "PASS" and a["group"] in about]
+        facts = certificates.CertificateFacts(
+            data_version_before=details["data_version_before"],
+            data_version_after=details["data_version"],
+            bundle_hash_before=bundle_hash(registry, night.champion_number),
+            bundle_hash_after=bundle_hash(registry, details["version"]),
+            model_version_before=night.champion_number,
+            model_version_after=details["version"],
+            gates=tuple(_gate_figure(gate) for gate in decisive[-1]["gates"]),
+        )
+        signing_key = workspace.settings.signing_key
+        names.append(certificates.issue(request, facts, workspace.certificates, signing_key).name)
+    return names
+
+
+def _gate_figure(gate: dict) -> certificates.GateFigure:
+    limit = gate["limit"]
+    return certificates.GateFigure(
+        gate["name"], gate["verdict"], _finite(gate["value"]), _finite(gate["low"]), _finite(gate["high"]),
+        tuple(limit) if isinstance(limit, list) else limit, gate["n"], _certified_rule(gate),
+    )  # fmt: skip
+
+
+def _certified_rule(gate: dict) -> str:
+    """The checkable rule where the verdict follows from the figure alone, else the words."""
+    return gate["check"] if gate["name"] not in ("utility", "collateral") else gate["rule"]
+
+
+def _finite(x: float | None) -> float | None:
+    return x if x is not None and abs(x) < float("inf") and x == x else None
+
+
+def report(night: Night, sid_diff: list[dict]) -> dict:
+    """Write the summary and the page of a promoted night to reports/<batch> and reports/latest, and to MLflow."""
+    details, workspace = _details(night), night.workspace
+    registry = open_registry(workspace)
+    last = details["attempts"][-1]
+    before = utility(night.before.ranking, len(night.retained.item_ids), night.plan)
+    version = registry.version(details["version"])
+    summary = _summary(
+        night, details, _fulfilled(night), outcome="promoted", finished_at=details["unlearned_at"],
+        champion_after=details["version"], sid_diff=sid_diff,
+        utility=Comparison.model_validate({"before": _plain(before), "after": last["utility"]}),
+        forgetting=Comparison.model_validate({"before": _plain(night.before.forgetting), "after": last["forgetting"]}),
+        lineage=Lineage(
+            parent=night.champion_number, version=details["version"], code_version=code_version(),
+            backbone_hash=night.champion.backbone.hash, bundle_before=bundle_hash(registry, night.champion_number),
+            bundle_after=bundle_hash(registry, details["version"]),
+        ),
+    )  # fmt: skip
+    path = _write(night, summary)
+    registry.log_file(version.run_id, path)
+    return summary.model_dump(mode="json", by_alias=True)
+
+
+def _write(night: Night, summary: Summary):
+    write_report(summary, night.workspace.reports / "nights" / night.batch.id)
+    return write_report(summary, night.workspace.reports / "latest")
+
+
+def _summary(night: Night, details: dict, requests: list[LedgerRequest], *, finished_at: str, **values) -> Summary:
+    kept = set(Attempt.model_fields)
+    fields = set(Request.model_fields)
+    attempts = [
+        {k: v for k, v in a.items() if k in kept}
+        | {"gates": [{k: v for k, v in g.items() if k != "check"} for g in a["gates"]]}
+        for a in details["attempts"]
+    ]
+    started, finished = (datetime.fromisoformat(t) for t in (details["started_at"], finished_at))
+    retrain_s = night.champion.lineage.retrain_s
+    return Summary.model_validate(
+        {
+            "schema": 1, "batch_id": night.batch.id, "started_at": started, "finished_at": finished,
+            "wall_s": (finished - started).total_seconds(),
+            "data_version_before": details["data_version_before"], "data_version": details.get("data_version"),
+            "champion_before": night.champion_number,
+            "requests": [{k: v for k, v in r.as_dict().items() if k in fields} for r in requests],
+            "attempts": attempts, "validation": details.get("validation"),
+            "cost": {"retrain_s": retrain_s, "methods_s": sum(a["wall_s"] for a in attempts)},
+            **values,
+        }
+    )  # fmt: skip
+
+
+def _plain(measures: dict) -> dict:
+    return {name: m.as_dict() for name, m in measures.items()}
+
+
+def fulfil(night: Night) -> None:
+    """Destroy the forgotten rows, close the requests, discard the candidates."""
+    details, ledger = _details(night), open_ledger(night.workspace)
+    destroy_sealed(night)
+    now = datetime.fromisoformat(details["unlearned_at"])
+    ledger.set_stage(night.batch.id, "sealed rows destroyed", {}, now=datetime.now(UTC))
+    versions = {"data_version": details["data_version"], "model_version": details["version"]}
+    ledger.fulfil(night.batch.id, details["methods"], now=now, **versions)
+    discard_candidates(night)
+
+
+def close_failed(night: Night) -> None:
+    """Report a failed or held night and give its requests back to the queue. The data is restored by the flow."""
+    details, ledger = _details(night), open_ledger(night.workspace)
+    destroy_sealed(night)
+    requests = [replace(ledger.get(r), state="failed") for r in night.batch.request_ids]
+    summary = _summary(
+        night, details, requests, outcome=details["outcome"], reason=details["reason"],
+        finished_at=details["finished_at"], champion_after=night.champion_number,
+    )  # fmt: skip
+    _write(night, summary)
+    ledger.fail(night.batch.id, details["reason"], now=datetime.now(UTC))
+    discard_candidates(night)

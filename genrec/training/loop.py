@@ -1,0 +1,162 @@
+"""One training loop for the backbone, the adapter and every method that trains: accelerate around AdamW.
+
+Data and dropout are drawn from (seed, epoch), so a run resumed from a checkpoint repeats the interrupted one bit for
+bit. A checkpoint is one safetensors file (weights, optimiser moments) and is written by rename.
+"""
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from genrec.errors import UnlearningError
+
+
+@dataclass(frozen=True)
+class Optimisation:
+    """AdamW with linear warm-up and cosine decay to zero."""
+
+    learning_rate: float
+    weight_decay: float
+    warmup: float
+    clip_norm: float
+    seed: int
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Mean loss of each epoch (nat per token)."""
+
+    losses: tuple[float, ...]
+
+
+def train(
+    model: nn.Module,
+    epochs: int,
+    batches: Callable[[int], Sequence[Any]],
+    loss: Callable[[nn.Module, Any], torch.Tensor],
+    optimisation: Optimisation,
+    *,
+    checkpoint: Path | None = None,
+    checkpoint_epochs: int = 1,
+    progress: str | None = None,
+) -> Curve:
+    """Train the parameters of `model` that require gradients, in place.
+
+    batches: epoch -> the batches of that epoch, the same number each epoch up to a few (the schedule uses epoch 0).
+    checkpoint: file to resume from when it exists and to write every `checkpoint_epochs`; removed at the end.
+    progress: label of the progress bar, None for none.
+    Raises UnlearningError when the loss is not finite.
+    """
+    from accelerate import Accelerator
+
+    accelerator = Accelerator(cpu=not torch.cuda.is_available())
+    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    optimiser = torch.optim.AdamW(
+        trainable.values(), lr=optimisation.learning_rate, weight_decay=optimisation.weight_decay, betas=(0.9, 0.98)
+    )
+    total = max(1, epochs * len(batches(0)))
+    warmup = max(1, int(optimisation.warmup * total))
+
+    def rate(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / warmup
+        done = min(1.0, (step - warmup) / max(1, total - warmup))
+        return 0.5 * (1 + float(torch.cos(torch.tensor(done * torch.pi))))
+
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, rate)
+    wrapped, optimiser = accelerator.prepare(model, optimiser)
+    losses: list[float] = []
+    if checkpoint is not None and checkpoint.exists():
+        losses = _load(checkpoint, trainable, optimiser, schedule)
+    wrapped.train()
+    with _bar(progress, epochs, len(losses)) as advance:
+        for epoch in range(len(losses), epochs):
+            torch.manual_seed(optimisation.seed * 1_000_003 + epoch)
+            running, steps = 0.0, 0
+            for batch in batches(epoch):
+                value = loss(wrapped, batch)
+                optimiser.zero_grad()
+                accelerator.backward(value)
+                accelerator.clip_grad_norm_(list(trainable.values()), optimisation.clip_norm)
+                optimiser.step()
+                schedule.step()
+                running, steps = running + value.item(), steps + 1
+            mean = running / max(1, steps)
+            if not torch.isfinite(torch.tensor(mean)):
+                raise UnlearningError(
+                    f"The loss became {mean} in epoch {epoch + 1}. "
+                    f"Lower the learning rate ({optimisation.learning_rate})."
+                )
+            losses.append(mean)
+            advance(mean)
+            if checkpoint is not None and len(losses) < epochs and len(losses) % checkpoint_epochs == 0:
+                _save(checkpoint, trainable, optimiser, schedule, losses)
+    model.eval()
+    if checkpoint is not None:
+        checkpoint.unlink(missing_ok=True)
+    return Curve(tuple(losses))
+
+
+def _save(path: Path, trainable: dict[str, nn.Parameter], optimiser, schedule, losses: Iterable[float]) -> None:
+    import json
+
+    from safetensors.torch import save_file
+
+    tensors = {f"weight.{name}": p.detach().cpu() for name, p in trainable.items()}
+    for name, p in trainable.items():
+        state = optimiser.state[p]
+        tensors |= {f"{key}.{name}": state[key].cpu().contiguous() for key in ("exp_avg", "exp_avg_sq", "step")}
+    meta = {"losses": json.dumps(list(losses)), "steps": str(schedule.last_epoch)}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    save_file(tensors, temporary, metadata=meta)
+    os.replace(temporary, path)
+
+
+def _load(path: Path, trainable: dict[str, nn.Parameter], optimiser, schedule) -> list[float]:
+    import json
+
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        with torch.no_grad():
+            for name, p in trainable.items():
+                p.copy_(file.get_tensor(f"weight.{name}"))
+                optimiser.state[p].update(
+                    {key: file.get_tensor(f"{key}.{name}") for key in ("exp_avg", "exp_avg_sq", "step")}
+                )
+        meta = file.metadata()
+    for _ in range(int(meta["steps"])):
+        schedule.step()
+    return json.loads(meta["losses"])
+
+
+class _bar:
+    """A rich progress bar over epochs, or nothing; entering gives a function that advances it by one epoch."""
+
+    def __init__(self, label: str | None, epochs: int, done: int):
+        self.bar = None
+        if label is not None:
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+            self.bar = Progress(
+                TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
+                TextColumn("epochs, loss {task.fields[loss]}"), TimeRemainingColumn(), console=Console(stderr=True),
+            )  # fmt: skip
+            self.task = self.bar.add_task(label, total=epochs, completed=done, loss="-")
+
+    def __enter__(self) -> Callable[[float], None]:
+        if self.bar is None:
+            return lambda _: None
+        self.bar.start()
+        return lambda loss: self.bar.update(self.task, advance=1, loss=f"{loss:.3f}")
+
+    def __exit__(self, *_):
+        if self.bar is not None:
+            self.bar.stop()

@@ -1,0 +1,118 @@
+"""Token rows: how histories become the sequences a model trains on and is scored on.
+
+A row is `[BOS] sid(i1) sid(i2) ...` with the loss on every item from `loss_from` on, so that one pass trains on all
+prefixes. A history longer than the window is cut into chunks that overlap by half, and each item is a target once.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from genrec.sid.table import SidTable, Vocabulary
+
+
+@dataclass(frozen=True)
+class Row:
+    """Item indices of one sequence, where the targets begin, and who it belongs to (user index, -1 for nobody).
+
+    skip: positions (within items) that are context only, bool [len(items)], or None.
+    """
+
+    items: np.ndarray
+    loss_from: int = 0
+    user: int = -1
+    skip: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Right-padded tokens int64 [batch, 1 + length] and labels [batch, length] (-100 where no loss)."""
+
+    tokens: torch.Tensor
+    labels: torch.Tensor
+    rows: tuple[Row, ...]
+
+
+def chunk(items: Sequence[int], window: int, user: int = -1, loss_from: int = 0) -> list[Row]:
+    """Rows of at most `window` items that cover every item from `loss_from` on exactly once as a target."""
+    items = np.asarray(items, np.int64)
+    rows, end = [], loss_from
+    while end < len(items):
+        low = max(0, min(end - window // 2, len(items) - window))
+        high = min(low + window, len(items))
+        rows.append(Row(items[low:high], end - low, user))
+        end = high
+    return rows
+
+
+def collate(rows: Sequence[Row], table: SidTable) -> Batch:
+    levels = table.vocabulary.levels
+    length = max(len(row.items) for row in rows) * levels
+    tokens = np.full((len(rows), 1 + length), Vocabulary.PAD, np.int64)
+    labels = np.full((len(rows), length), -100, np.int64)
+    tokens[:, 0] = Vocabulary.BOS
+    for i, row in enumerate(rows):
+        ids = table.tokens[row.items]
+        tokens[i, 1 : 1 + ids.size] = ids.ravel()
+        target = ids.copy()
+        target[: row.loss_from] = -100
+        if row.skip is not None:
+            target[row.skip] = -100
+        labels[i, : ids.size] = target.ravel()
+    return Batch(torch.from_numpy(tokens), torch.from_numpy(labels), tuple(rows))
+
+
+def bucketed(rows: Sequence[Row], levels: int, batch_tokens: int, rng: np.random.Generator) -> list[list[Row]]:
+    """Batches of similar length, each at most `batch_tokens` tokens with padding, in random order."""
+    order = rng.permutation(len(rows))
+    order = order[np.argsort([len(rows[i].items) for i in order], kind="stable")]
+    batches, current, longest = [], [], 0
+    for i in order:
+        size = 1 + len(rows[i].items) * levels
+        if current and max(longest, size) * (len(current) + 1) > batch_tokens:
+            batches.append(current)
+            current, longest = [], 0
+        current.append(rows[i])
+        longest = max(longest, size)
+    if current:
+        batches.append(current)
+    return [batches[i] for i in rng.permutation(len(batches))]
+
+
+def batch_loss(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
+    """Mean NLL per target token (nat). Right padding needs no mask under causal attention."""
+    logits = model(input_ids=batch.tokens[:, :-1], use_cache=False).logits
+    return F.cross_entropy(logits.flatten(0, 1).float(), batch.labels.flatten(), ignore_index=-100)
+
+
+@torch.inference_mode()
+def token_nll(
+    model: torch.nn.Module, rows: Sequence[Row], table: SidTable, batch_tokens: int = 25_600
+) -> tuple[np.ndarray, np.ndarray]:
+    """Summed NLL (nat) and number of target tokens of each row: float64 [rows], int64 [rows]."""
+    total, count = np.zeros(len(rows)), np.zeros(len(rows), np.int64)
+    place = {id(row): i for i, row in enumerate(rows)}
+    for part in bucketed(rows, table.vocabulary.levels, batch_tokens, np.random.default_rng(0)):
+        batch = collate(part, table)
+        logits = model(input_ids=batch.tokens[:, :-1], use_cache=False).logits.float()
+        nll = F.cross_entropy(logits.transpose(1, 2), batch.labels, ignore_index=-100, reduction="none")
+        where = [place[id(row)] for row in part]
+        total[where] = nll.sum(1).double().numpy()
+        count[where] = (batch.labels >= 0).sum(1).numpy()
+    return total, count
+
+
+def endless(rows: Sequence[Row], levels: int, batch_tokens: int, seed: int) -> Iterator[list[Row]]:
+    """Batches for ever, reshuffled each pass."""
+    epoch = 0
+    while True:
+        yield from bucketed(rows, levels, batch_tokens, np.random.default_rng([seed, epoch]))
+        epoch += 1
+
+
+def chunk_all(histories: Iterable[tuple[int, Sequence[int]]], window: int) -> list[Row]:
+    """Chunks of many users: (user index, items) pairs -> rows."""
+    return [row for user, items in histories for row in chunk(items, window, user)]

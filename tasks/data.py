@@ -1,0 +1,83 @@
+"""Data tasks: DVC commands in the workspace, erasure, validation."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from genrec import night as steps
+from genrec import pipeline
+from genrec.config import Workspace
+from genrec.data.version import data_version
+from genrec.errors import DataError
+
+DVC_TRIES = 5
+
+
+def dvc(workspace: Workspace, *arguments: str, quiet: bool = True) -> None:
+    """Run DVC in the workspace, in its own process group that dies with us; a busy lock is tried again.
+
+    Raises DataError with the last lines DVC printed.
+    """
+    command = [sys.executable, "-m", "dvc", *arguments, *(["--quiet"] if quiet else [])]
+    path = os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", "")])
+    environment = {**os.environ, "PATH": path, "GENREC_HOME": str(workspace.root)}
+    for attempt in range(DVC_TRIES):
+        process = subprocess.Popen(
+            command, cwd=workspace.root, env=environment, start_new_session=True,
+            stdout=subprocess.PIPE if quiet else sys.stderr, stderr=subprocess.PIPE if quiet else None, text=True,
+        )  # fmt: skip
+        try:
+            out, err = process.communicate()
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+        if process.returncode == 0:
+            return
+        said = f"{out or ''}{err or ''}".strip()
+        if "Unable to acquire lock" not in said:
+            break
+        time.sleep(2.0 * (attempt + 1))
+    raise DataError(
+        f"`dvc {' '.join(arguments)}` failed ({process.returncode}): {said[-1500:] or 'see its output above'}"
+    )
+
+
+@task(cache_policy=NO_CACHE)
+def reproduce_base(workspace: Workspace, force: bool = False) -> str:
+    """`dvc repro`: rebuild what is out of date up to the evaluated base model. Returns the data version."""
+    dvc(workspace, "repro", *(["--force"] if force else []), quiet=False)
+    return data_version(workspace.data_pin)
+
+
+@task(cache_policy=NO_CACHE)
+def erase_from_data(workspace: Workspace, batch_id: str) -> dict:
+    """Seal and erase the batch's rows, pin the new data version, prepare and validate it through DVC.
+
+    Bad data raises ValidationFailed or DataError here, before any model is touched.
+    """
+    night = steps.open_night(workspace, batch_id)
+    facts = steps.erasure_facts(steps.erase_batch(night))
+    dvc(workspace, "add", "data")
+    dvc(workspace, "repro", "prepare", "validate")
+    return {**facts, "data_version": data_version(workspace.data_pin)}
+
+
+@task(cache_policy=NO_CACHE)
+def restore_data(workspace: Workspace, pin: str) -> None:
+    """Put back the data version whose `data.dvc` text is `pin`: a failed night leaves everything as it was."""
+    workspace.data_pin.write_text(pin)
+    dvc(workspace, "checkout", "--force", "data.dvc")
+    pipeline.prepare(workspace)
+    dvc(workspace, "commit", "--force", "prepare")
+
+
+@task(cache_policy=NO_CACHE)
+def destroy_sealed(workspace: Workspace, batch_id: str) -> None:
+    """Destroy the forgotten rows of a batch."""
+    night = steps.open_night(workspace, batch_id)
+    steps.destroy_sealed(night)

@@ -1,0 +1,13 @@
+"""Evaluation tasks."""
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from genrec import night as steps
+from genrec.config import Workspace
+
+
+@task(cache_policy=NO_CACHE)
+def judge_final(workspace: Workspace, batch_id: str, last: dict, number: int) -> dict:
+    """All gates of all groups on the night's last candidate."""
+    return steps.judge_final(steps.open_night(workspace, batch_id), last, number)

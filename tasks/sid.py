@@ -1,0 +1,14 @@
+"""SID tasks."""
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from genrec import night as steps
+from genrec.config import Workspace
+
+
+@task(cache_policy=NO_CACHE)
+def sid_changes(workspace: Workspace, before: str, after: str) -> list[dict]:
+    """Items whose SID differs between two registered versions, with titles."""
+    registry = steps.open_registry(workspace)
+    return steps.sid_changes(registry.bundle(before), registry.bundle(after))

@@ -1,0 +1,161 @@
+"""Certificates: same facts, same bytes; whoever changes one is found out."""
+
+import dataclasses
+import json
+from datetime import UTC, datetime
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.rsa import generate_private_key
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
+
+from genrec.errors import ConfigError, RequestError
+from genrec.requests.certificates import CertificateFacts, GateFigure, issue, verify
+from genrec.requests.ledger import Request
+
+NOW = datetime(2031, 5, 4, 3, 2, 1, tzinfo=UTC)
+REQUEST = Request(
+    id="r-0123456789",
+    kind="concept",
+    digest="d" * 64,
+    label="Horror",
+    state="fulfilled",
+    reason=None,
+    attempts=0,
+    received_at=NOW,
+    verified_at=NOW,
+    suppressed_at=NOW,
+    unlearned_at=NOW,
+    due_at=NOW,
+    method="tracer",
+    batch_id="b-1",
+)
+CONCEPT_GATE = GateFigure("concept", "PASS", 0.0, 0.0, 0.004, 0.005, 900, "high <= limit")
+GATES = (
+    CONCEPT_GATE,
+    GateFigure("utility", "PASS", 0.995, 0.985, 1.01, 0.98, 900, "low >= limit"),
+    GateFigure("membership", "INCONCLUSIVE", 0.51, 0.44, 0.58, (0.45, 0.55), 90, "inside limit"),
+    GateFigure("integrity", "PASS", None, None, None, None, None, "backbone hash unchanged"),
+)
+FACTS = CertificateFacts("d1", "d2", "h1", "h2", "6", "7", GATES)
+
+
+def write_key(path, key):
+    path.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    public = path.with_suffix(".pub")
+    public.write_bytes(key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
+    return path, public
+
+
+@pytest.fixture
+def keys(tmp_path):
+    return write_key(tmp_path / "key.pem", Ed25519PrivateKey.from_private_bytes(b"k" * 32))
+
+
+def test_a_signed_certificate_verifies_and_says_what_was_done(tmp_path, keys):
+    path = issue(REQUEST, FACTS, tmp_path / "out", keys[0])
+    result = verify(path, keys[1])
+    assert (result.ok, result.signature, result.signer_known) == (True, "valid", True)
+    assert (result.request_id, result.gates_checked) == (REQUEST.id, 3)
+    content = json.loads(path.read_text())
+    assert content["request"]["label"] == "Horror"
+    assert content["times"]["unlearned"] == "2031-05-04T03:02:01+00:00"
+    assert content["bundle_hash_after"] == "h2"
+    assert content["gates"][0] == dataclasses.asdict(CONCEPT_GATE)
+    assert "edited" in content["limits_of_the_claim"][0]
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+def test_issuing_twice_gives_the_same_bytes_and_never_replaces_another(tmp_path, keys):
+    path = issue(REQUEST, FACTS, tmp_path, keys[0])
+    before = path.read_bytes()
+    assert issue(REQUEST, FACTS, tmp_path, keys[0]).read_bytes() == before
+    with pytest.raises(RequestError, match="another certificate"):
+        issue(REQUEST, dataclasses.replace(FACTS, model_version_after="8"), tmp_path, keys[0])
+    assert path.read_bytes() == before
+
+
+def test_an_unsigned_certificate_is_whole_but_nobodys(tmp_path, keys):
+    path = issue(dataclasses.replace(REQUEST, method="retrain"), FACTS, tmp_path, None)
+    assert (verify(path).ok, verify(path).signature) == (True, "absent")
+    assert "trained again" in json.loads(path.read_text())["limits_of_the_claim"][0]
+    assert verify(path, keys[1]).problems == ("It is not signed, so the given key says nothing about it.",)
+
+
+def test_without_a_key_the_signer_is_not_known(tmp_path, keys):
+    result = verify(issue(REQUEST, FACTS, tmp_path, keys[0]))
+    assert (result.ok, result.signature, result.signer_known) == (True, "valid", False)
+
+
+def test_a_signature_by_another_key_is_refused(tmp_path, keys):
+    path = issue(REQUEST, FACTS, tmp_path, keys[0])
+    _, other = write_key(tmp_path / "other.pem", Ed25519PrivateKey.generate())
+    assert verify(path, other).problems == ("The signature is not by the given key.",)
+
+
+def leaves(value, at=()):
+    if isinstance(value, dict | list):
+        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from leaves(inner, (*at, key))
+    else:
+        yield at
+
+
+def test_a_change_of_any_value_is_found(tmp_path, keys):
+    path = issue(REQUEST, FACTS, tmp_path, keys[0])
+    original = path.read_text()
+    for *parents, last in leaves(json.loads(original)):
+        changed = json.loads(original)
+        inner = changed
+        for key in parents:
+            inner = inner[key]
+        inner[last] = 0.123 if isinstance(inner[last], int | float) else "0" * 64
+        path.write_text(json.dumps(changed))
+        assert not verify(path).ok, (*parents, last)
+
+
+def test_layout_does_not_matter(tmp_path, keys):
+    path = issue(REQUEST, FACTS, tmp_path, keys[0])
+    path.write_text(json.dumps(json.loads(path.read_text()), indent=2))
+    assert verify(path, keys[1]).ok
+
+
+@pytest.mark.parametrize(
+    ("change", "holds"),
+    [
+        ({"high": 0.006}, False),
+        ({"high": 0.006, "verdict": "INCONCLUSIVE"}, True),
+        ({"low": 0.006, "high": 0.007, "verdict": "FAIL"}, True),
+        ({"verdict": "FAIL"}, False),
+        ({"rule": "high <= max(retrained + 0.5 pp, limit)", "high": 0.006}, True),
+    ],
+)
+def test_a_verdict_must_follow_from_its_figures(tmp_path, change, holds):
+    gate = dataclasses.replace(CONCEPT_GATE, **change)
+    assert verify(issue(REQUEST, dataclasses.replace(FACTS, gates=(gate,)), tmp_path, None)).ok is holds
+
+
+def test_only_fulfilled_requests_and_finite_figures_are_certified(tmp_path):
+    with pytest.raises(RequestError, match="is running"):
+        issue(dataclasses.replace(REQUEST, state="running"), FACTS, tmp_path, None)
+    gate = dataclasses.replace(CONCEPT_GATE, value=float("nan"))
+    with pytest.raises(RequestError, match="NaN"):
+        issue(REQUEST, dataclasses.replace(FACTS, gates=(gate,)), tmp_path, None)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_wrong_keys_and_files_are_named(tmp_path, keys):
+    rsa, rsa_public = write_key(tmp_path / "rsa.pem", generate_private_key(65537, 2048))
+    path = issue(REQUEST, FACTS, tmp_path, None)
+    for call in (
+        lambda: issue(REQUEST, FACTS, tmp_path, rsa),
+        lambda: issue(REQUEST, FACTS, tmp_path, tmp_path / "missing.pem"),
+        lambda: verify(path, rsa_public),
+        lambda: verify(path, keys[0]),
+    ):
+        with pytest.raises(ConfigError, match="openssl"):
+            call()
+    for text in ("", "[]", '{"hash": "x"}', '{"a": NaN}'):
+        (tmp_path / "bad.json").write_text(text)
+        with pytest.raises(RequestError, match="no certificate"):
+            verify(tmp_path / "bad.json")

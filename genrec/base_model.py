@@ -1,32 +1,47 @@
 """From the base bundle that DVC built to a registered version, and to the champion when its gates pass."""
 
 import json
+from dataclasses import replace
+
+from pydantic import BaseModel
 
 from genrec.config import Workspace
+from genrec.data.version import data_version
 from genrec.errors import DataError, RegistryError
-from genrec.models.bundle import load_bundle
-from genrec.night import open_registry
+from genrec.models.bundle import load_bundle, save_bundle
+from genrec.night import open_ledger, open_registry
 
 
 def register(workspace: Workspace) -> dict:
     """Log `artefacts/bundle` with the metrics and gates of the evaluate stage; the same bundle is logged once.
 
-    Returns {version, verdict, utility}.
+    What the ledger suppresses goes into its deny list. Returns {version, verdict, utility}. Raises DataError when the
+    bundle was not built on the current data version: it could know what was erased since.
     """
     path = workspace.artefacts / "metrics.json"
     if not path.exists():
         raise DataError("The base model is not evaluated yet. Build it: dvc repro.")
     result = json.loads(path.read_text())
     bundle = load_bundle(workspace.artefacts / "bundle")
+    current = data_version(workspace.data_pin)
+    if bundle.lineage.data_version != current:
+        raise DataError(
+            f"The base bundle is of data version {bundle.lineage.data_version}, not {current}: run dvc repro."
+        )
+    directory = workspace.var / "base"
+    save_bundle(replace(bundle, deny=tuple(sorted(open_ledger(workspace).deny_list()))), directory)
     tags = {
         "method": "base", "batch_id": "", "attempt": "0", "verdict": result["verdict"], "parent": "", "requests": "",
         "data_version": bundle.lineage.data_version, "code_version": bundle.lineage.code_version,
         **{f"gate.{gate['name']}": gate["verdict"] for gate in result["gates"]},
     }  # fmt: skip
-    flat = {f"{section}.{k}": v for section, values in workspace.params() for k, v in _leaves(section, values)}
+    flat = {}
+    for section, values in workspace.params():
+        leaves = values.model_dump() if isinstance(values, BaseModel) else {"value": values}
+        flat |= {f"{section}.{name}": str(leaf) for name, leaf in leaves.items()}
     metrics = {name: figure["value"] for name, figure in result["utility"].items()}
     version = open_registry(workspace).register(
-        workspace.artefacts / "bundle", metrics=metrics, params=flat, tags=tags,
+        directory, metrics=metrics, params=flat, tags=tags,
         artefacts={"metrics.json": json.dumps(result, indent=1)},
     )  # fmt: skip
     return {"version": version, "verdict": result["verdict"], "utility": result["utility"]}
@@ -42,9 +57,3 @@ def promote(workspace: Workspace, version: str) -> str | None:
             f"Version {version} is {verdict}, not PASS: the champion stays. See its gates.json in MLflow."
         )
     return registry.promote(version)
-
-
-def _leaves(name: str, value) -> list[tuple[str, str]]:
-    if hasattr(value, "model_fields_set"):
-        return [(key, str(leaf)) for key, leaf in value.model_dump().items()]
-    return [("value", str(value))]

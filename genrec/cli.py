@@ -37,6 +37,8 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text."
 
 
 def open_workspace() -> Workspace:
+    """The current workspace, with the tools' environment set; here Prefect speaks up for warnings only."""
+    os.environ.setdefault("PREFECT_LOGGING_LEVEL", "WARNING")
     workspace = current_workspace()
     prepare_environment(workspace)
     return workspace
@@ -187,7 +189,7 @@ def train(force: Annotated[bool, typer.Option(help="run every stage again")] = F
     open_workspace()
     from flows.train import train as flow
 
-    result = _quietly(flow, force=force)
+    result = _run(flow, force=force)
     utility = {k: round(m["value"], 4) for k, m in result["utility"].items()}
     show(result if as_json else {"version": result["version"], "verdict": result["verdict"], **utility}, as_json)
 
@@ -287,6 +289,38 @@ def requests_cancel(
     show(open_ledger(open_workspace()).cancel(request_id, now=now(), reason=reason).as_dict(), as_json)
 
 
+@app.command()
+def demo(as_json: Json = False) -> None:
+    """One whole night on an embedded shop: data, base model, four requests, methods, gates, a new champion."""
+    import time
+
+    from genrec import demo as steps
+    from genrec.data.version import data_version
+
+    started = time.perf_counter()
+
+    def say(line: str) -> None:
+        typer.echo(f"[{time.perf_counter() - started:5.0f} s] {line}", err=as_json)
+
+    workspace = open_workspace()
+    if steps.needs_data(workspace):
+        say("simulating a shop into data/ and pinning it with DVC")
+        data_fetch("simulated", None, as_json=False)
+    else:
+        say(f"reusing data/ at version {data_version(workspace.data_pin)}")
+    if number := steps.has_champion(workspace):
+        say(f"reusing the champion, version {number} in mlruns/")
+    else:
+        say("building the base model with `dvc repro` (reuses every stage that is up to date)")
+        train(force=False, as_json=False)
+    say("four requests arrive and are verified:")
+    for line in steps.submit_requests(workspace):
+        typer.echo(f"          {line}", err=as_json)
+    say("the night begins")
+    night(as_json=as_json)
+    say(f"done. Certificates: {workspace.certificates}")
+
+
 # --- nights and models ----------------------------------------------------------------------------------------------
 
 
@@ -296,7 +330,7 @@ def night(as_json: Json = False) -> None:
     workspace = open_workspace()
     from flows.unlearn import unlearn as flow
 
-    summary = _quietly(flow, trigger="command line")
+    summary = _run(flow, trigger="command line")
     if as_json:
         show(summary, True)
         return
@@ -390,11 +424,11 @@ for _name in ("prepare", "validate", "embed", "sid", "backbone", "train", "evalu
     _add_stage(_name)
 
 
-def _quietly(flow, **parameters):
-    """Run a flow of this process: no heartbeat thread, logs of warnings and above only, domain errors as they are."""
-    from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, PREFECT_LOGGING_LEVEL, temporary_settings
+def _run(flow, **parameters):
+    """Run a flow in this process, without the heartbeat thread that a worker's run has."""
+    from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
-    with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None, PREFECT_LOGGING_LEVEL: "WARNING"}):
+    with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
         return flow(**parameters)
 
 

@@ -114,8 +114,8 @@ class UcanParams(Section):
 class TracerParams(Section):
     """TRACER, arXiv 2606.07688."""
 
-    steps: int = Field(150, ge=1)
-    batch_size: int = Field(48, ge=1, description="histories per step")
+    steps: int = Field(100, ge=1)
+    batch_size: int = Field(24, ge=3, description="rows per step: a third each forget, retain and coherence")
     learning_rate: float = Field(2e-4, gt=0, description="adapter (AdamW)")
     phi_learning_rate: float = Field(0.05, gt=0, description="assignment scores, in units of tau (AdamW)")
     forget_weight: float = Field(0.1, ge=0, description="l1")

@@ -5,9 +5,10 @@ transaction, so `promote` sets `previous` first and can be repeated after a cras
 """
 
 import math
-import warnings
 from collections.abc import Mapping
+from contextlib import redirect_stderr
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 
 from genrec.errors import RegistryError
@@ -77,13 +78,12 @@ class Registry:
         )
         mlflow = self._mlflow
         with (
-            warnings.catch_warnings(),
+            redirect_stderr(StringIO()),  # MLflow prints what it does; failures are exceptions
             mlflow.start_run(
                 experiment_id=self._experiment,
                 run_name=f"{tags.get('method', 'base')} {tags.get('batch_id', '')}".strip(),
-            ) as run,
+            ),
         ):
-            warnings.simplefilter("ignore")
             mlflow.set_tags(tags)
             mlflow.log_params(params)
             mlflow.log_metrics({_metric_name(k): float(v) for k, v in metrics.items() if math.isfinite(v)})
@@ -95,11 +95,9 @@ class Registry:
                 artifacts={"bundle": str(directory)},
                 pip_requirements=["genrec"],
                 signature=signature,
-                registered_model_name=self.name,
             )
-            number = str(info.registered_model_version)
-            for key, value in {**tags, "run_id": run.info.run_id}.items():
-                self._client.set_model_version_tag(self.name, number, key, value)
+            # The tags come with the version in one call: a version without them cannot be recognised after a crash.
+            number = str(mlflow.register_model(info.model_uri, self.name, tags=tags).version)
         self._client.set_registered_model_alias(self.name, CHALLENGER, number)
         return number
 

@@ -1,5 +1,6 @@
 """The adapter: LoRA on every linear layer, the only weights that interactions ever touch, and U-CAN's overlays."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -52,7 +53,8 @@ def attach(backbone: Backbone, rank: int, alpha: float, dropout: float, seed: in
     config = LoraConfig(
         r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules="all-linear", task_type="CAUSAL_LM"
     )
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers in a way transformers deprecates
         torch.manual_seed(seed)
         return get_peft_model(backbone.model(), config)
 

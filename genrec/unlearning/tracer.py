@@ -210,8 +210,8 @@ def optimise(
             phi.grad *= (soft.rho > expected) & (gradient_f > 0)
         nn.utils.clip_grad_norm_(weights, problem.params.train.clip_norm)
         optimiser.step()
-        last = {"retain_nll_per_token": float(loss_r), "forget_log_p_per_item": float(loss_f)}
-        if not np.isfinite(float(total)):
+        last = {"retain_nll_per_token": loss_r.item(), "forget_log_p_per_item": loss_f.item()}
+        if not np.isfinite(total.item()):
             raise UnlearningError("TRACER's loss is not finite. Lower unlearning.tracer.learning_rate.")
     return phi.detach(), {"steps": steps, **last}
 

@@ -1,0 +1,57 @@
+"""Shared by all tests: quiet tools, and workspaces small enough for minutes."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from genrec.environment import QUIET
+
+for _name, _value in QUIET.items():
+    os.environ.setdefault(_name, _value)
+
+TINY = {
+    "data": {"simulated": {"users": 220, "items": 64, "mean_length": 14}},
+    "split": {"holdout_users": 0.15},
+    "sid": {"codes": 8, "iterations": 5},
+    "architecture": {"hidden": 32, "layers": 2, "heads": 2, "feed_forward": 64, "window": 20},
+    "backbone": {"visits": 60},
+    "train": {"rank": 8, "alpha": 16, "epochs": 12, "learning_rate": 0.01, "batch_tokens": 2000},
+    "decoding": {"beam": 20},
+    "unlearning": {"tracer": {"steps": 40, "batch_size": 24, "repair_steps": 10}},
+    "gates": {"bootstrap": 500},
+}
+
+
+def genrec(home: Path, *arguments: str, check: bool = True, **environment: str) -> subprocess.CompletedProcess:
+    """Run the real command line in the workspace `home`."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    result = subprocess.run(
+        [sys.executable, "-m", "genrec.cli", *arguments],
+        env={**os.environ, "PATH": path, "GENREC_HOME": str(home), **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=home,
+    )
+    assert not check or result.returncode == 0, f"{arguments}: {result.stdout}\n{result.stderr}"
+    return result
+
+
+def make_workspace(home: Path) -> Path:
+    """A workspace with tiny parameters and the simulated shop fetched."""
+    genrec(home.parent, "init", str(home))
+    (home / "params.yaml").write_text(yaml.safe_dump(TINY))
+    genrec(home, "data", "fetch", "simulated")
+    return home
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory) -> Path:
+    """A workspace with a base model as champion. Tests that change it must work on a copy (see `copy_of`)."""
+    home = make_workspace(tmp_path_factory.mktemp("trained") / "shop")
+    genrec(home, "train")
+    return home

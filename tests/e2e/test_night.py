@@ -1,0 +1,207 @@
+"""One whole night on tiny data through the real command line, and everything it must leave behind."""
+
+import json
+import sqlite3
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from genrec.requests import certificates
+from tests.conftest import genrec
+
+CONCEPT = "Gambling"
+USERS = 3
+
+
+def raw_users(home: Path) -> list[str]:
+    return sorted(pd.read_csv(home / "data" / "interactions.csv", dtype=str).user_id.unique())
+
+
+def trained_users(home: Path) -> list[str]:
+    rows = pd.read_parquet(home / "prepared" / "interactions.parquet")
+    return sorted(rows[rows.split == "train"].user_id.unique())
+
+
+def files(*folders: Path):
+    return [path for folder in folders for path in folder.rglob("*") if path.is_file()]
+
+
+@pytest.fixture(scope="module")
+def night(trained):
+    """The workspace after a night of three people and one concept, with what was known before it."""
+    before = {
+        "pin": (trained / "data.dvc").read_text(),
+        "all_users": raw_users(trained),
+        "users": trained_users(trained)[5 : 5 + USERS],
+        "output": "",
+    }
+    for user in before["users"]:
+        before["output"] += genrec(trained, "forget", "user", user, "--json").stdout
+    again = json.loads(genrec(trained, "forget", "user", before["users"][0], "--json").stdout)
+    before["again"] = again["id"]
+    asked = genrec(trained, "forget", "concept", CONCEPT, "--json")
+    before["concept_request"] = json.loads(asked.stdout)
+    shown = genrec(trained, "recommend", "--history", "i0001", "--json", check=False)
+    before["shown_early"] = shown
+    done = genrec(trained, "night", "--json")
+    before["output"] += done.stdout + done.stderr
+    before["summary"] = json.loads(done.stdout)
+    return trained, before
+
+
+def test_every_request_is_fulfilled_once_and_says_how(night):
+    home, before = night
+    requests = json.loads(genrec(home, "requests", "list", "--json").stdout)
+    assert len(requests) == USERS + 1
+    assert {r["state"] for r in requests} == {"fulfilled"}
+    assert all(r["method"] and r["unlearned_at"] and r["suppressed_at"] <= r["unlearned_at"] for r in requests)
+    assert before["again"] in {r["id"] for r in requests}
+
+
+def test_summary_has_what_the_report_promises(night):
+    home, before = night
+    summary = json.loads((home / "reports" / "latest" / "summary.json").read_text())
+    assert summary == before["summary"]
+    keys = [
+        "batch_id",
+        "data_version",
+        "champion_before",
+        "champion_after",
+        "requests",
+        "attempts",
+        "utility",
+        "forgetting",
+    ]
+    assert all(key in summary for key in keys)
+    assert summary["outcome"] == "promoted"
+    assert (summary["champion_before"], summary["data_version"]) != (summary["champion_after"], None)
+    for attempt in summary["attempts"]:
+        assert {"method", "verdict", "wall_s", "gates"} <= attempt.keys()
+        for gate in attempt["gates"]:
+            assert {"name", "verdict", "value", "low", "high", "limit", "n"} <= gate.keys()
+    passed = {a["group"]: a["method"] for a in summary["attempts"] if a["verdict"] == "PASS"}
+    assert {"users", f"concept: {CONCEPT}", "final"} <= passed.keys()
+    assert (home / "reports" / "latest" / "index.html").read_text().count(CONCEPT) > 0
+
+
+def test_an_approximate_method_is_not_promoted_on_three_users(night):
+    """Three users carry no statistical power: ucan must be INCONCLUSIVE or FAIL, and retrain takes over."""
+    _, before = night
+    verdicts = {a["method"]: a["verdict"] for a in before["summary"]["attempts"] if a["group"] == "users"}
+    assert verdicts["ucan"] != "PASS"
+    assert verdicts["retrain"] == "PASS"
+
+
+def test_champion_moved_and_the_old_one_is_kept(night):
+    home, before = night
+    versions = {v["version"]: v for v in json.loads(genrec(home, "models", "list", "--json").stdout)}
+    summary = before["summary"]
+    assert "champion" in versions[summary["champion_after"]]["aliases"]
+    assert "previous" in versions[summary["champion_before"]]["aliases"]
+    assert len(versions) == 1 + len([a for a in summary["attempts"] if a["group"] != "final"])
+    tags = versions[summary["champion_after"]]["tags"]
+    assert tags["batch_id"] == summary["batch_id"]
+    assert tags["parent"] == summary["champion_before"]
+    assert tags["backbone_hash"] == versions[summary["champion_before"]]["tags"]["backbone_hash"]
+    assert all(r["id"] in tags["requests"] for r in summary["requests"])
+
+
+def test_rows_are_gone_from_the_data_and_the_sealed_copy_is_destroyed(night):
+    home, before = night
+    rows = pd.read_parquet(home / "prepared" / "interactions.parquet")
+    items = pd.read_parquet(home / "prepared" / "items.parquet")
+    concept = set(items[items.concepts.map(lambda tags: CONCEPT in tags)].item_id)
+    assert concept
+    assert not set(before["users"]) & (set(rows.user_id) | set(raw_users(home)))
+    assert not concept & set(rows.item_id)
+    assert not files(home / "var" / "sealed")
+    assert not (home / "var" / "nights" / before["summary"]["batch_id"]).exists()
+    assert (home / "data.dvc").read_text() != before["pin"]
+    assert before["summary"]["data_version"] in (home / "data.dvc").read_text()
+
+
+def test_no_raw_user_id_in_runs_logs_or_reports(night):
+    """Users forgotten and users who stay: neither may appear outside the data itself."""
+    home, before = night
+    needles = [user.encode() for user in before["all_users"]]
+    places = files(home / "mlruns", home / "reports", home / "var" / "prefect")
+    assert any("mlflow.db" in p.name for p in places)
+    assert any(p.suffix == ".db" and "prefect" in p.parts for p in places)
+    leaks = [(p.name, n) for p in places for content in [p.read_bytes()] for n in needles if n in content]
+    assert not leaks
+    assert not [user for user in before["all_users"] if user in before["output"]]
+    ledger = b"".join(p.read_bytes() for p in files(home / "var") if p.name.startswith("ledger.db"))
+    assert not [user for user in before["users"] if user.encode() in ledger]
+
+
+def test_a_certificate_for_each_request_verifies_and_names_the_versions(night):
+    home, before = night
+    summary = before["summary"]
+    for request in summary["requests"]:
+        path = home / "reports" / "certificates" / f"{request['id']}.json"
+        checked = certificates.verify(path)
+        assert checked.problems == ()
+        assert checked.gates_checked > 0
+        body = json.loads(path.read_text())
+        assert body["model_version_after"] == summary["champion_after"]
+        assert body["data_version_before"] != body["data_version_after"] == summary["data_version"]
+        assert body["bundle_hash_before"] != body["bundle_hash_after"]
+
+
+def test_audit_chain_holds_and_a_changed_row_breaks_it(night, tmp_path):
+    from genrec.errors import RequestError
+    from genrec.requests.audit import verify_chain
+    from genrec.requests.database import connect
+
+    home, _ = night
+    assert verify_chain(connect(f"sqlite:///{home / 'var' / 'ledger.db'}")) > 10
+    copy = tmp_path / "ledger.db"
+    with sqlite3.connect(home / "var" / "ledger.db") as source, sqlite3.connect(copy) as target:
+        source.backup(target)
+        target.execute("UPDATE audit SET at = '1999-01-01 00:00:00' WHERE seq = 3")
+    with pytest.raises(RequestError, match="3"):
+        verify_chain(connect(f"sqlite:///{copy}"))
+
+
+def test_the_served_champion_recommends_and_never_the_concept(night, monkeypatch):
+    import mlflow
+
+    home, _ = night
+    items = pd.read_parquet(home / "prepared" / "items.parquet")
+    concept = set(items[items.concepts.map(lambda tags: CONCEPT in tags)].item_id)
+    other = [i for i in items.item_id if i not in concept]
+    mlflow.set_tracking_uri(f"sqlite:///{home / 'mlruns' / 'mlflow.db'}")
+    model = mlflow.pyfunc.load_model("models:/genrec@champion")
+    histories = pd.DataFrame({"history": [other[:3], sorted(concept)[:2], other[5:6]]})
+    found = model.predict(histories, params={"k": 5})
+    assert [len(row) for row in found.item_ids] == [5, 5, 5]
+    assert not concept & {item for row in found.item_ids for item in row}
+    printed = json.loads(genrec(home, "recommend", "--history", ",".join(other[:3]), "--k", "5", "--json").stdout)
+    assert [row["item_id"] for row in printed] == found.item_ids[0]
+
+
+def test_rollback_to_a_version_that_knows_the_forgotten_is_refused(night):
+    home, before = night
+    refused = genrec(home, "models", "rollback", check=False)
+    assert refused.returncode == 1
+    assert "knows what they forgot" in refused.stderr
+    versions = json.loads(genrec(home, "models", "list", "--json").stdout)
+    assert next(v for v in versions if "champion" in v["aliases"])["version"] == before["summary"]["champion_after"]
+
+
+def test_a_night_without_requests_changes_nothing(night):
+    home, before = night
+    pin = (home / "data.dvc").read_text()
+    summary = json.loads(genrec(home, "night", "--json").stdout)
+    assert summary["outcome"] == "nothing to do"
+    assert summary["champion_after"] == before["summary"]["champion_after"]
+    assert (home / "data.dvc").read_text() == pin
+
+
+def test_a_forgotten_person_is_unknown_from_now_on(night):
+    home, before = night
+    refused = genrec(home, "forget", "user", before["users"][0], check=False)
+    assert refused.returncode == 1
+    assert "Unknown user" in refused.stderr
+    assert before["users"][0] not in refused.stderr

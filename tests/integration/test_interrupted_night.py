@@ -1,0 +1,136 @@
+"""A night that fails leaves everything as it was; a night that is killed is finished by the next run."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+
+from tests.conftest import TINY, genrec, make_workspace
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A base model of its own: these tests break things."""
+    home = make_workspace(tmp_path_factory.mktemp("interrupted") / "shop")
+    genrec(home, "train")
+    return home
+
+
+def requests_of(home):
+    return json.loads(genrec(home, "requests", "list", "--json").stdout)
+
+
+def champion_of(home):
+    versions = json.loads(genrec(home, "models", "list", "--json").stdout)
+    return next(v["version"] for v in versions if "champion" in v["aliases"])
+
+
+def someone(home, at: int) -> str:
+    rows = pd.read_parquet(home / "prepared" / "interactions.parquet")
+    return sorted(rows[rows.split == "train"].user_id.unique())[at]
+
+
+def set_params(home, **sections):
+    (home / "params.yaml").write_text(yaml.safe_dump({**TINY, **sections}))
+
+
+def snapshot(home):
+    return (
+        champion_of(home),
+        (home / "data.dvc").read_text(),
+        (home / "data" / "interactions.csv").read_bytes(),
+        pd.read_parquet(home / "prepared" / "interactions.parquet").to_csv(),
+    )
+
+
+def test_bad_data_stops_the_night_before_any_model(home):
+    """A rating range the data breaks: the failed expectation is named, the champion and the data stay, and once the
+    cause is gone the next night serves the request."""
+    before = snapshot(home)
+    genrec(home, "forget", "user", someone(home, 3))
+    set_params(home, data={**TINY["data"], "rating_max": 2.0})
+    failed = genrec(home, "night", check=False)
+    assert failed.returncode == 1
+    assert "rating" in failed.stderr
+    assert "Error: " in failed.stderr
+    assert requests_of(home)[-1]["state"] == "failed"
+    set_params(home)
+    assert snapshot(home) == before
+    assert not list((home / "var" / "sealed").glob("*"))
+    summary = json.loads((home / "reports" / "latest" / "summary.json").read_text())
+    assert (summary["outcome"], summary["attempts"]) == ("failed", [])
+    done = json.loads(genrec(home, "night", "--json").stdout)
+    assert done["outcome"] == "promoted"
+    assert requests_of(home)[-1]["state"] == "fulfilled"
+    assert requests_of(home)[-1]["attempts"] == 1
+
+
+def test_gates_that_do_not_pass_hold_the_champion(home):
+    """With only an approximate method allowed and one person to forget, nothing can be shown: the champion stays."""
+    before = snapshot(home)
+    genrec(home, "forget", "user", someone(home, 5))
+    set_params(home, unlearning={**TINY["unlearning"], "user_ladder": ["ucan"]})
+    held = genrec(home, "night", check=False)
+    set_params(home)
+    assert held.returncode == 1
+    assert "held" in held.stderr
+    assert snapshot(home) == before
+    summary = json.loads((home / "reports" / "latest" / "summary.json").read_text())
+    assert summary["outcome"] == "held"
+    assert [a["verdict"] != "PASS" for a in summary["attempts"]] == [True]
+    request = requests_of(home)[-1]
+    assert request["state"] == "failed"
+    genrec(home, "requests", "cancel", request["id"])
+
+
+@pytest.mark.parametrize("moment", ["erased", "attempt", "promoted"])
+def test_a_killed_night_is_finished_by_the_next_run(home, moment):
+    genrec(home, "forget", "user", someone(home, 7))
+    old = champion_of(home)
+    environment = {**os.environ, "GENREC_HOME": str(home)}
+    environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    process = subprocess.Popen(
+        [sys.executable, "-m", "genrec.cli", "night"], cwd=home, env=environment, start_new_session=True
+    )
+    deadline = time.monotonic() + 120
+    while not reached(home, moment) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert process.returncode == -signal.SIGKILL, "the night ended before it could be killed"
+    expire_lease(home)
+    genrec(home, "night")
+    request = requests_of(home)[-1]
+    assert request["state"] == "fulfilled"
+    assert len([r for r in requests_of(home) if r["state"] == "running"]) == 0
+    certificates = sorted(p.stem for p in (home / "reports" / "certificates").glob("*.json"))
+    assert certificates == sorted(r["id"] for r in requests_of(home) if r["state"] == "fulfilled")
+    assert int(champion_of(home)) > int(old)
+    assert not list((home / "var" / "sealed").glob("*"))
+    versions = json.loads(genrec(home, "models", "list", "--json").stdout)
+    attempts = [(v["tags"]["batch_id"], v["tags"]["attempt"]) for v in versions]
+    assert len(attempts) == len(set(attempts)), "a step was registered twice"
+
+
+def reached(home, moment: str) -> bool:
+    if moment == "erased":
+        return any((home / "var" / "sealed").glob("*.parquet"))
+    if moment == "attempt":
+        return any((home / "var" / "nights").glob("*/attempt-1.json"))
+    newest = max((home / "reports" / "certificates").glob("*.json"), key=lambda p: p.stat().st_mtime, default=None)
+    return newest is not None and newest.stat().st_mtime > time.time() - 1
+
+
+def expire_lease(home):
+    """The dead holder's lease would run out by itself after requests.lease_seconds."""
+    import sqlite3
+
+    with sqlite3.connect(home / "var" / "ledger.db") as database:
+        database.execute("UPDATE leases SET expires_at = '2000-01-01 00:00:00.000000'")

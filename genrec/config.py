@@ -114,7 +114,7 @@ class UcanParams(Section):
 class TracerParams(Section):
     """TRACER, arXiv 2606.07688."""
 
-    steps: int = Field(100, ge=1)
+    steps: int = Field(60, ge=1, description="at least; every forget row is used once")
     batch_size: int = Field(24, ge=3, description="rows per step: a third each forget, retain and coherence")
     learning_rate: float = Field(2e-4, gt=0, description="adapter (AdamW)")
     phi_learning_rate: float = Field(0.05, gt=0, description="assignment scores, in units of tau (AdamW)")
@@ -122,7 +122,8 @@ class TracerParams(Section):
     coherence_weight: float = Field(0.05, ge=0, description="l2")
     score_weight: float = Field(1e-3, ge=0, description="l3")
     coherence_items: int = Field(5, ge=1, description="K nearest retained items that take the freed mass")
-    forget_floor: float = Field(-12.0, lt=0, description="log-likelihood per item below which L_F stops pushing")
+    forget_margin: float = Field(3.0, ge=0, description="L_F stops at this many nat per item below a uniform guess")
+    sharpen: float = Field(10.0, ge=1, description="factor by which tau shrinks over the run")
     repair_steps: int = Field(150, ge=1, description="retain-only steps of the `tracer_repair` rung")
 
 

@@ -116,13 +116,13 @@ def train(workspace: Workspace) -> dict:
     from genrec.sid.quantise import load_codebooks
     from genrec.sid.table import load_table
     from genrec.training.base import train_adapter
-    from genrec.training.rows import chunk_all
+    from genrec.training.rows import whole
 
     params, dataset = workspace.params(), load_dataset(workspace.prepared)
     table = load_table(workspace.artefacts / "sid" / "sid_table.parquet")
     base = load_backbone(workspace.artefacts / "backbone")
     histories = [(u, dataset.training_rows(u)) for u in range(len(dataset.user_ids))]
-    rows = chunk_all(((u, items) for u, items in histories if len(items)), params.architecture.window)
+    rows = whole((u, items) for u, items in histories if len(items))
     started = time.perf_counter()
     adapter, curve = train_adapter(
         base, rows, table, params,

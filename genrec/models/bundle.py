@@ -64,9 +64,13 @@ class Bundle:
     def index(self) -> DecodeIndex:
         return build_index(self.table)
 
-    def model(self, dropout: float = 0.0) -> nn.Module:
-        """A fresh model with adapter and overlays applied, in eval mode."""
+    def adapted(self, dropout: float = 0.0) -> nn.Module:
+        """A fresh model with adapter and overlays as LoRA layers of their own, in eval mode."""
         return adapted_model(self.backbone, self.adapter, self.overlays, dropout)
+
+    def model(self) -> nn.Module:
+        """A fresh model for inference, in eval mode: the LoRA merged into the backbone's weights, half the work."""
+        return self.adapted().merge_and_unload()
 
     def deny_mask(self, extra: Iterable[str] = ()) -> torch.Tensor:
         """bool [items]: the bundle's own deny list joined with `extra` item ids (unknown ones do nothing)."""

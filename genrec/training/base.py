@@ -1,6 +1,7 @@
 """The two trainings of a base model: the backbone on the catalogue, the adapter on interactions."""
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from genrec.models.adapter import Adapter, adapter_state, attach
 from genrec.models.backbone import Backbone, architecture, initialise, of_model
 from genrec.sid.table import SidTable
 from genrec.training.loop import Curve, Optimisation, train
-from genrec.training.rows import Batch, Row, batch_loss, bucketed, collate
+from genrec.training.rows import Batch, Row, batch_loss, bucketed, collate, shifted_chunks
 
 STEPS_PER_EPOCH = 50
 """Backbone training has no epochs of its own: its progress and checkpoints count in this many steps."""
@@ -45,6 +46,14 @@ def walks(neighbours: np.ndarray, count: int, length: int, rng: np.random.Genera
     return path
 
 
+def _identity(settings: Sequence, arrays: Iterable[np.ndarray]) -> str:
+    """SHA-256 of everything that decides how a training goes, for its checkpoint."""
+    digest = hashlib.sha256(repr(settings).encode())
+    for array in arrays:
+        digest.update(f"{array.dtype}{array.shape}".encode() + np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
 def train_backbone(
     table: SidTable, embeddings: np.ndarray, params: Params, *, checkpoint: Path | None = None, progress: bool = False
 ) -> tuple[Backbone, Curve]:
@@ -65,7 +74,8 @@ def train_backbone(
     optimisation = Optimisation(section.learning_rate, section.weight_decay, 0.05, 1.0, params.seed)
     curve = train(
         model, -(-total // steps), batches, batch_loss, optimisation,
-        checkpoint=checkpoint, progress="backbone" if progress else None,
+        checkpoint=checkpoint, identity=_identity([section, params.seed, backbone.hash], [table.sids, neighbours]),
+        progress="backbone" if progress else None,
     )  # fmt: skip
     return of_model(backbone.config, model), curve
 
@@ -74,21 +84,25 @@ def train_adapter(
     backbone: Backbone, rows: Sequence[Row], table: SidTable, params: Params, *,
     checkpoint: Path | None = None, progress: bool = False, seed: int | None = None,
 ) -> tuple[Adapter, Curve]:  # fmt: skip
-    """Train a LoRA from scratch on `rows` (training interactions). Also the exact answer to erasure: `retrain`."""
+    """Train a LoRA from scratch on `rows`, whole training histories. Also the exact answer to erasure: `retrain`."""
     section = params.train
     seed = params.seed if seed is None else seed
     model = attach(backbone, section.rank, section.alpha, section.dropout, seed)
     levels = table.vocabulary.levels
 
     def batches(epoch: int) -> list[list[Row]]:
-        return bucketed(rows, levels, section.batch_tokens, np.random.default_rng([seed, epoch]))
+        rng = np.random.default_rng([seed, epoch])
+        return bucketed(shifted_chunks(rows, params.architecture.window, rng), levels, section.batch_tokens, rng)
 
     def loss(model: torch.nn.Module, part: list[Row]) -> torch.Tensor:
         return batch_loss(model, collate(part, table))
 
     optimisation = Optimisation(section.learning_rate, section.weight_decay, section.warmup, section.clip_norm, seed)
+    settings = [section, seed, backbone.hash, [(row.user, row.loss_from) for row in rows]]
     curve = train(
         model, section.epochs, batches, loss, optimisation,
-        checkpoint=checkpoint, checkpoint_epochs=section.checkpoint_epochs, progress="adapter" if progress else None,
+        checkpoint=checkpoint, checkpoint_epochs=section.checkpoint_epochs,
+        identity=_identity(settings, [table.sids, *(row.items for row in rows)]),
+        progress="adapter" if progress else None,
     )  # fmt: skip
     return Adapter(section.rank, section.alpha, adapter_state(model)), curve

@@ -43,12 +43,15 @@ def train(
     *,
     checkpoint: Path | None = None,
     checkpoint_epochs: int = 1,
+    identity: str = "",
     progress: str | None = None,
 ) -> Curve:
     """Train the parameters of `model` that require gradients, in place.
 
     batches: epoch -> the batches of that epoch, the same number each epoch up to a few (the schedule uses epoch 0).
     checkpoint: file to resume from when it exists and to write every `checkpoint_epochs`; removed at the end.
+    identity: of the run (data, parameters, first weights); a checkpoint of any other run is not resumed from, so that
+    an interrupted training on rows that were erased since leaves nothing behind.
     progress: label of the progress bar, None for none.
     Raises UnlearningError when the loss is not finite.
     """
@@ -72,7 +75,7 @@ def train(
     wrapped, optimiser = accelerator.prepare(model, optimiser)
     losses: list[float] = []
     if checkpoint is not None and checkpoint.exists():
-        losses = _load(checkpoint, trainable, optimiser, schedule)
+        losses = _load(checkpoint, trainable, optimiser, schedule, identity)
     wrapped.train()
     with _bar(progress, epochs, len(losses)) as advance:
         for epoch in range(len(losses), epochs):
@@ -95,14 +98,16 @@ def train(
             losses.append(mean)
             advance(mean)
             if checkpoint is not None and len(losses) < epochs and len(losses) % checkpoint_epochs == 0:
-                _save(checkpoint, trainable, optimiser, schedule, losses)
+                _save(checkpoint, trainable, optimiser, schedule, losses, identity)
     model.eval()
     if checkpoint is not None:
         checkpoint.unlink(missing_ok=True)
     return Curve(tuple(losses))
 
 
-def _save(path: Path, trainable: dict[str, nn.Parameter], optimiser, schedule, losses: Iterable[float]) -> None:
+def _save(
+    path: Path, trainable: dict[str, nn.Parameter], optimiser, schedule, losses: Iterable[float], identity: str
+) -> None:
     import json
 
     from safetensors.torch import save_file
@@ -111,26 +116,28 @@ def _save(path: Path, trainable: dict[str, nn.Parameter], optimiser, schedule, l
     for name, p in trainable.items():
         state = optimiser.state[p]
         tensors |= {f"{key}.{name}": state[key].cpu().contiguous() for key in ("exp_avg", "exp_avg_sq", "step")}
-    meta = {"losses": json.dumps(list(losses)), "steps": str(schedule.last_epoch)}
+    meta = {"losses": json.dumps(list(losses)), "steps": str(schedule.last_epoch), "identity": identity}
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
     save_file(tensors, temporary, metadata=meta)
     os.replace(temporary, path)
 
 
-def _load(path: Path, trainable: dict[str, nn.Parameter], optimiser, schedule) -> list[float]:
+def _load(path: Path, trainable: dict[str, nn.Parameter], optimiser, schedule, identity: str) -> list[float]:
     import json
 
     from safetensors import safe_open
 
     with safe_open(path, framework="pt") as file:
+        meta = file.metadata()
+        if meta.get("identity") != identity:
+            return []
         with torch.no_grad():
             for name, p in trainable.items():
                 p.copy_(file.get_tensor(f"weight.{name}"))
                 optimiser.state[p].update(
                     {key: file.get_tensor(f"{key}.{name}") for key in ("exp_avg", "exp_avg_sq", "step")}
                 )
-        meta = file.metadata()
     for _ in range(int(meta["steps"])):
         schedule.step()
     return json.loads(meta["losses"])

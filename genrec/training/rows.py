@@ -1,11 +1,12 @@
 """Token rows: how histories become the sequences a model trains on and is scored on.
 
 A row is `[BOS] sid(i1) sid(i2) ...` with the loss on every item from `loss_from` on, so that one pass trains on all
-prefixes. A history longer than the window is cut into chunks that overlap by half, and each item is a target once.
+prefixes. A history longer than the window is cut, and each item is a target once: for scoring into chunks that overlap
+by half, for training without overlap at places that change every epoch.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -46,6 +47,21 @@ def chunk(items: Sequence[int], window: int, user: int = -1, loss_from: int = 0)
         rows.append(Row(items[low:high], end - low, user))
         end = high
     return rows
+
+
+def shifted_chunks(rows: Sequence[Row], window: int, rng: np.random.Generator) -> list[Row]:
+    """Rows longer than the window cut into pieces without overlap, the first of random length: for training.
+
+    Every item is a target once per epoch at the cost of one pass, and with other context in the next epoch.
+    """
+    pieces = []
+    for row in rows:
+        if len(row.items) <= window:
+            pieces.append(row)
+            continue
+        cuts = np.arange(rng.integers(1, window + 1), len(row.items), window)
+        pieces += [Row(items, 0, row.user) for items in np.split(row.items, cuts)]
+    return pieces
 
 
 def collate(rows: Sequence[Row], table: SidTable) -> Batch:
@@ -93,6 +109,7 @@ def token_nll(
     model: torch.nn.Module, rows: Sequence[Row], table: SidTable, batch_tokens: int = 25_600
 ) -> tuple[np.ndarray, np.ndarray]:
     """Summed NLL (nat) and number of target tokens of each row: float64 [rows], int64 [rows]."""
+    rows = [replace(row) for row in rows]  # a row given twice has two places
     total, count = np.zeros(len(rows)), np.zeros(len(rows), np.int64)
     place = {id(row): i for i, row in enumerate(rows)}
     for part in bucketed(rows, table.vocabulary.levels, batch_tokens, np.random.default_rng(0)):
@@ -105,14 +122,11 @@ def token_nll(
     return total, count
 
 
-def endless(rows: Sequence[Row], levels: int, batch_tokens: int, seed: int) -> Iterator[list[Row]]:
-    """Batches for ever, reshuffled each pass."""
-    epoch = 0
-    while True:
-        yield from bucketed(rows, levels, batch_tokens, np.random.default_rng([seed, epoch]))
-        epoch += 1
-
-
 def chunk_all(histories: Iterable[tuple[int, Sequence[int]]], window: int) -> list[Row]:
-    """Chunks of many users: (user index, items) pairs -> rows."""
+    """Chunks of many users for scoring: (user index, items) pairs -> rows."""
     return [row for user, items in histories for row in chunk(items, window, user)]
+
+
+def whole(histories: Iterable[tuple[int, Sequence[int]]]) -> list[Row]:
+    """One row per user for training, which cuts them anew each epoch: (user index, items) pairs -> rows."""
+    return [Row(np.asarray(items, np.int64), 0, user) for user, items in histories]

@@ -9,8 +9,10 @@ Selective update of phi alone: M = 1[rho_l(k) > E_q rho_l] * 1[dL_F/dphi > 0], r
 code k at level l, the gradient of L_F in its own pass. Trainable: adapter and phi; backbone and codebooks are frozen.
 Commit: s_i^l = argmax_k q_phi with new dedup digits.
 
-Ours: tau is the median top-2 gap of squared distances (at the published .005 phi cannot move); AdamW; a code already
-reassigned by an earlier request keeps its place at phi = 0 through a fixed offset.
+Ours: tau starts as the median top-2 gap of squared distances (at the published .005 phi cannot move) and sharpens over
+the run, so that the soft likelihood that is pushed down ends as the hard one that is served; L_F stops pushing an item
+once it is `forget_margin` nat less likely than a uniform guess; AdamW; a code already reassigned by an earlier request
+keeps its place at phi = 0 through a fixed offset.
 """
 
 from collections.abc import Sequence
@@ -31,12 +33,16 @@ from genrec.training.base import nearest_items
 from genrec.training.rows import Row, batch_loss, chunk, chunk_all, collate
 from genrec.unlearning.problem import Method, Outcome, Problem
 
+MARGIN = 1e-3
+"""By how much, in units of tau, a stored code beats every other one at phi = 0."""
+
 
 @dataclass(frozen=True)
 class SoftSids:
     """The soft assignment of the concept items.
 
-    logits0: -squared distance with the stored code on top, float32 [concept, L, K]; tau: temperature of each level
+    logits0: how much farther each code is than the stored one, negated, so that this one is 0 and on top (squared
+    distance), float32 [concept, L, K]; tau: temperature of each level
     float32 [L]; place: concept row of each item or -1, int64 [items]; rho: share of retained items per code [L, K].
     """
 
@@ -45,9 +51,9 @@ class SoftSids:
     place: torch.Tensor
     rho: torch.Tensor
 
-    def q(self, phi: torch.Tensor) -> torch.Tensor:
-        """q_phi float32 [concept, L, K]; `phi` is in units of tau."""
-        return (self.logits0 / self.tau[:, None] + phi).softmax(-1)
+    def q(self, phi: torch.Tensor, sharpness: float = 1.0) -> torch.Tensor:
+        """q_phi float32 [concept, L, K] at temperature tau / sharpness; `phi` is in units of tau."""
+        return (sharpness * (self.logits0 / self.tau[:, None] + phi)).softmax(-1)
 
 
 def soft_sids(table: SidTable, items: np.ndarray, embeddings: np.ndarray, centroids: np.ndarray, codebooks) -> SoftSids:
@@ -60,9 +66,11 @@ def soft_sids(table: SidTable, items: np.ndarray, embeddings: np.ndarray, centro
         top2 = np.partition(d, 1, axis=1)[:, :2]
         tau = max(float(np.median(top2[:, 1] - top2[:, 0])), 1e-6)
         stored = np.arange(len(items)), codes[:, level]
-        moved = d[stored] > top2[:, 0]
-        d[stored] = np.where(moved, top2[:, 0] - tau, d[stored])  # an earlier reassignment stays on top
-        logits.append(-d)
+        own, d[stored] = d[stored], np.inf
+        rival = d.min(1)
+        # An earlier reassignment stays on top, and so does a code that wins by less than float32 sees.
+        d[stored] = np.where(own > rival, rival - tau, np.minimum(own, rival - MARGIN * tau))
+        logits.append(d[stored][:, None] - d)
         taus.append(tau)
     retained = np.setdiff1d(np.arange(len(table.item_ids)), items)
     rho = [
@@ -185,11 +193,13 @@ def optimise(
     forget_batches, retain_batches = _cycle(len(rows.forget), half, rng), _cycle(len(rows.retain), half, rng)
     coherence_batches = _cycle(len(rows.coherence), half, rng) if rows.coherence else None
     last = {}
-    for _ in range(steps):
+    floor = -(np.log(len(table.item_ids)) + params.forget_margin)
+    for step in range(steps):
+        sharpness = params.sharpen ** (step / max(1, steps - 1))
         batch = [rows.forget[i] for i in next(forget_batches)] + [rows.retain[i] for i in next(retain_batches)]
-        q = soft.q(phi)
+        q = soft.q(phi, sharpness)
         log_p, is_forget, is_retain = soft_forward(model, batch, table, soft, q)
-        loss_f = _mean(log_p.clamp(min=params.forget_floor), is_forget)
+        loss_f = _mean(log_p.clamp(min=floor), is_forget)
         loss_r = -_mean(log_p, is_retain) / table.vocabulary.levels
         loss_c = torch.zeros(())
         if coherence_batches is not None and params.coherence_weight > 0:
@@ -244,7 +254,7 @@ def tracer(problem: Problem, with_repair: bool = False) -> Outcome:
     rows = tracer_rows(problem)
     phi, diagnostics = optimise(problem, model, soft, rows)
     model.eval()
-    q = soft.q(phi)
+    q = soft.q(phi, problem.params.unlearning.tracer.sharpen)
     codes = q.argmax(-1).numpy().astype(np.int32)
     table = reassign(bundle.table, problem.items, codes)
     moved = (table.sids[problem.items] != bundle.table.sids[problem.items]).any(1)

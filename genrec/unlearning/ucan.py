@@ -24,6 +24,7 @@ from genrec.data.sequences import Dataset
 from genrec.errors import UnlearningError
 from genrec.models.adapter import Overlay, lora_sites
 from genrec.models.bundle import Bundle
+from genrec.sid.table import Vocabulary
 from genrec.training.rows import bucketed, chunk_all, collate
 from genrec.unlearning.problem import Method, Outcome, Problem
 
@@ -61,8 +62,8 @@ def stream_activations(
     try:
         for part in bucketed(rows, bundle.table.vocabulary.levels, 25_600, np.random.default_rng(0)):
             batch = collate(part, bundle.table)
-            keep = batch.tokens[:, :-1] != 0
-            model(input_ids=batch.tokens[:, :-1], use_cache=False)
+            keep = batch.tokens != Vocabulary.PAD
+            model(input_ids=batch.tokens, use_cache=False)
             where = [place[row.user] for row in part]
             np.add.at(tokens, where, keep.sum(1).numpy())
             for site, pair in captured.items():
@@ -113,13 +114,15 @@ def split_half_reliability(activations: dict[str, Activations], retain: dict[str
 
 def ucan(problem: Problem) -> Outcome:
     """Attenuate the adapter for the forgotten users. Raises UnlearningError when none of them was trained on."""
-    bundle, params = problem.bundle, problem.params.unlearning.ucan
+    params = problem.params.unlearning.ucan
+    others = tuple(o for o in problem.bundle.overlays if o.batch_id != problem.batch_id)
+    bundle = replace(problem.bundle, overlays=others)  # a repeat measures what the first run measured
     forgotten = [u for u in problem.users if len(problem.restored.training_rows(u))]
     if not forgotten:
         raise UnlearningError("None of the users to forget has training rows: there is nothing to attenuate.")
     rng = np.random.default_rng(problem.seed)
     sample = rng.choice(problem.retained_users, min(params.retain_users, len(problem.retained_users)), replace=False)
-    model = bundle.model()
+    model = bundle.adapted()
     forget = stream_activations(bundle, model, problem.restored, forgotten)
     retain = stream_activations(bundle, model, problem.retained, sample)
     scales = {}
@@ -131,7 +134,7 @@ def ucan(problem: Problem) -> Outcome:
     overlay = Overlay(problem.batch_id, scales)
     everything = torch.cat(list(scales.values()))
     return Outcome(
-        replace(bundle, overlays=(*(o for o in bundle.overlays if o.batch_id != problem.batch_id), overlay)),
+        replace(bundle, overlays=(*others, overlay)),
         {
             "split_half_correlation": split_half_reliability(forget, retain, problem.seed),
             "attenuated_share": float((everything < 1).float().mean()),

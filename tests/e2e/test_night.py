@@ -63,7 +63,8 @@ def test_summary_has_what_the_report_promises(night):
     home, before = night
     summary = json.loads((home / "reports" / "latest" / "summary.json").read_text())
     assert summary == before["summary"]
-    keys = [
+    keys = ["batch_id", "data_version", "champion_before", "champion_after"]
+    keys += ["requests", "attempts", "utility", "forgetting"]
         "batch_id",
         "data_version",
         "champion_before",

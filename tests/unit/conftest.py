@@ -1,4 +1,4 @@
-"""A shop small enough to train on in a second: about 80 users, 60 items, SIDs of 3 x 8 codes, a backbone of width 32."""
+"""A shop small enough to train on in a second: 80 users, 59 items, SIDs of 3 x 8 codes, a backbone of width 32."""
 
 import shutil
 from dataclasses import replace
@@ -31,7 +31,7 @@ from genrec.models.bundle import Bundle, Lineage
 from genrec.sid.quantise import assign, fit
 from genrec.sid.table import build_table
 from genrec.training.base import train_adapter, train_backbone
-from genrec.training.rows import chunk_all
+from genrec.training.rows import whole
 from genrec.unlearning import Problem
 
 torch.set_num_threads(1)
@@ -45,8 +45,8 @@ def params():
     return Params(
         sid=SidParams(levels=3, codes=8),
         architecture=ArchitectureParams(hidden=32, layers=2, heads=2, feed_forward=64, window=8),
-        backbone=BackboneParams(visits=60, batch_size=16, walk_length=8, neighbours=5),
-        train=TrainParams(rank=8, alpha=16, dropout=0.1, epochs=12, batch_tokens=1200, learning_rate=5e-3),
+        backbone=BackboneParams(visits=150, batch_size=16, walk_length=8, neighbours=5),
+        train=TrainParams(rank=8, alpha=16, dropout=0.1, epochs=20, batch_tokens=1200, learning_rate=5e-3),
         decoding=DecodingParams(beam=20, batch_size=32),
         unlearning=UnlearningParams(
             ucan=UcanParams(retain_users=30),
@@ -98,10 +98,10 @@ def backbone(table, embeddings, params):
 
 
 @pytest.fixture(scope="session")
-def training(dataset, params):
-    """The rows an adapter trains on."""
+def training(dataset):
+    """The rows an adapter trains on: whole training histories."""
     histories = [(u, dataset.training_rows(u)) for u in range(len(dataset.user_ids))]
-    return chunk_all([(u, items) for u, items in histories if len(items)], params.architecture.window)
+    return whole((u, items) for u, items in histories if len(items))
 
 
 @pytest.fixture(scope="session")
@@ -112,7 +112,7 @@ def bundle(backbone, table, codebooks, training, params, dataset):
 
 @pytest.fixture(scope="session")
 def model(bundle):
-    return bundle.model()
+    return bundle.adapted()
 
 
 @pytest.fixture(scope="session")

@@ -1,9 +1,10 @@
-"""Constrained beam search against exact scores, exact scores against one forward pass per item, both against `generate`."""
+"""Beam search against exact scores and against `generate`; exact scores against one forward pass per item."""
 
 import numpy as np
 import pytest
 import torch
 
+from genrec.config import ArchitectureParams
 from genrec.errors import DataError
 from genrec.models.backbone import architecture, initialise
 from genrec.models.beam import Prompts, beam_search, encode_histories, exact_scores
@@ -33,7 +34,7 @@ def slow_scores(model, history, table):
     for target in table.tokens:
         logits = model(input_ids=torch.tensor([[*prompt, *target]]), use_cache=False).logits[0].log_softmax(-1)
         scores.append(sum(logits[len(prompt) - 1 + level, token].item() for level, token in enumerate(target)))
-    return torch.tensor(scores)
+    return torch.tensor(scores, dtype=torch.float64)
 
 
 def test_prompts_are_left_padded_and_keep_the_last_items(histories, prompts, table):
@@ -74,8 +75,6 @@ def test_a_beam_as_wide_as_a_crowded_catalogue_is_exact():
     """Collisions on every prefix: the dedup level decides, and nodes have many children."""
     codes = np.random.default_rng(3).integers(3, size=(120, 2)).astype(np.int32)
     table = build_table([f"i{i:03d}" for i in range(120)], codes, 3)
-    from genrec.config import ArchitectureParams
-
     config = architecture(ArchitectureParams(hidden=32, layers=1, heads=2, feed_forward=32, window=4), table.vocabulary)
     model = initialise(config, seed=0).model()
     prompts = encode_histories([[3], [5, 9, 100]], table, 4)

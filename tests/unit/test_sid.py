@@ -14,7 +14,7 @@ from genrec.config import EmbedParams, SidParams
 from genrec.errors import DataError
 from genrec.sid.embed import embed_texts
 from genrec.sid.quality import gini, purity, quality_report
-from genrec.sid.quantise import assign, fit, load_codebooks, residuals_along, save_codebooks
+from genrec.sid.quantise import assign, fit, load_codebooks, residuals_along, save_codebooks, squared_distances
 from genrec.sid.table import (
     SidTable,
     Vocabulary,
@@ -55,6 +55,14 @@ def test_assignment_and_residuals_follow_the_recipe(embeddings, codebooks):
     np.testing.assert_allclose(np.linalg.norm(residuals, axis=2), 1, atol=1e-12)
 
 
+def test_distances_are_exact_also_between_near_points():
+    rng = np.random.default_rng(0)
+    c = rng.normal(size=(5, 16)).astype(np.float32)
+    r = c[[0, 3, 3]] + 1e-4 * rng.normal(size=(3, 16))
+    slow = [[sum((a - float(b)) ** 2 for a, b in zip(x, y, strict=True)) for y in c] for x in r]
+    np.testing.assert_allclose(squared_distances(r, c), slow, atol=1e-13)
+
+
 def test_an_item_has_the_same_codes_whatever_its_neighbours_and_its_length(embeddings, codebooks):
     codes = assign(embeddings, codebooks)
     order = np.random.default_rng(2).permutation(len(embeddings))
@@ -87,7 +95,7 @@ def test_fit_is_seeded_and_serves_every_code(embeddings, codebooks):
 
 
 def test_refusals_name_the_value(embeddings):
-    with pytest.raises(DataError, match="sid.codes = 60 is larger than the catalogue \\(59 items\\)"):
+    with pytest.raises(DataError, match=r"sid.codes = 60 is larger than the catalogue \(59 items\)"):
         fit(embeddings, levels=2, codes=60, iterations=2, seed=0)
     for bad in (np.nan, np.inf):
         broken = embeddings.copy()
@@ -171,6 +179,12 @@ def test_a_row_reassigned_to_its_own_codes_keeps_its_digit():
     before = table_of([[0, 0, 0], [0, 0, 1], [0, 0, 3]], (2, 2, 4))
     same = reassign(before, np.array([2, 1]), np.zeros((2, 2), np.int32))
     np.testing.assert_array_equal(same.sids, before.sids)
+
+
+def test_a_row_that_moves_in_makes_room_for_one_that_is_given_and_stays():
+    before = table_of([[1, 1, 0], [0, 0, 0]], (2, 2, 4))
+    after = reassign(before, np.array([0, 1]), np.zeros((2, 2), np.int32))
+    assert after.sids.tolist() == [[0, 0, 1], [0, 0, 0]]
 
 
 def test_a_move_within_the_dedup_level_is_found_at_the_last_level():

@@ -25,7 +25,7 @@ def test_the_seed_decides_everything_and_it_is_quick(shop):
 
 def test_sizes_are_those_asked_for(shop):
     lengths = np.array(list(Counter(shop.interactions["user_id"].to_pylist()).values()))
-    assert len(lengths) == 900
+    assert len(lengths) == SimulatedParams().users
     assert lengths.min() >= 6
     assert lengths.mean() == pytest.approx(24, abs=2)
     assert len(set(shop.items["title"].to_pylist())) == 320

@@ -1,0 +1,415 @@
+"""TRACER: what methods.md says must hold, with slow oracles for the soft forward pass."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from genrec.data.subjects import Subject
+from genrec.errors import UnlearningError
+from genrec.models.adapter import lora_sites
+from genrec.models.backbone import Backbone
+from genrec.sid.quantise import residuals_along
+from genrec.sid.table import SidTable, Vocabulary, reassign
+from genrec.training.rows import Row, token_nll
+from genrec.unlearning import tracer as module
+from genrec.unlearning.tracer import _cycle, optimise, repair, soft_forward, soft_sids, tracer, tracer_rows
+from genrec.unlearning.ucan import ucan
+
+CODES, LEVELS = 8, 4
+
+
+def soft_of(bundle, items, embeddings, table=None):
+    return soft_sids(table or bundle.table, items, embeddings, bundle.codebooks.centroids, bundle.codebooks)
+
+
+def stored(table, items):
+    """The one-hot q of the stored SIDs."""
+    return F.one_hot(torch.from_numpy(table.sids[items, :-1]).long(), CODES).float()
+
+
+@pytest.fixture(scope="module")
+def items(concept_problem):
+    return concept_problem.items
+
+
+@pytest.fixture(scope="module")
+def soft(bundle, items, embeddings):
+    return soft_of(bundle, items, embeddings)
+
+
+@pytest.fixture(scope="module")
+def outcome(concept_problem):
+    return tracer(concept_problem)
+
+
+@pytest.fixture(scope="module")
+def others(bundle, items):
+    return np.setdiff1d(np.arange(len(bundle.table.item_ids)), items)
+
+
+@pytest.fixture(scope="module")
+def rows(items, others):
+    """Concept items first, in the middle and last; only as history; not at all."""
+    c, o = items, others
+    return [
+        Row(np.array([o[3], c[0], o[7], c[1]])),
+        Row(np.array([c[2], o[1]])),
+        Row(np.array([o[9], c[3], c[4], o[2], o[30]]), loss_from=3),
+        Row(np.array([o[4], o[5], o[6]]), loss_from=1),
+    ]
+
+
+def random_q(soft, seed=0, scale=2.0):
+    noise = torch.randn(soft.logits0.shape, generator=torch.Generator().manual_seed(seed))
+    return soft.q(scale * noise)
+
+
+# --- soft assignment -------------------------------------------------------------------------------------------------
+
+
+def test_phi_of_zero_gives_back_every_stored_sid(bundle, items, embeddings, soft, others):
+    for chosen, s in ((items, soft), (others, soft_of(bundle, others, embeddings))):
+        q = s.q(torch.zeros_like(s.logits0))
+        np.testing.assert_array_equal(q.argmax(-1).numpy(), bundle.table.sids[chosen, :-1])
+        torch.testing.assert_close(q.sum(-1), torch.ones(q.shape[:2]))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_phi_of_zero_gives_back_items_that_an_earlier_request_moved(bundle, items, embeddings, seed):
+    codes = np.random.default_rng(seed).integers(CODES, size=(len(items), 3)).astype(np.int32)
+    table = reassign(bundle.table, items, codes)
+    soft = soft_of(bundle, items, embeddings, table)
+    q = soft.q(torch.zeros_like(soft.logits0))
+    np.testing.assert_array_equal(q.argmax(-1).numpy(), codes)
+
+
+def test_phi_of_zero_gives_back_a_code_that_wins_by_less_than_float32_sees(bundle, embeddings):
+    """Two centroids at almost the same distance: the stored one stays on top."""
+    rng = np.random.default_rng(0)
+    z = rng.normal(size=(1, 16))
+    z /= np.linalg.norm(z)
+    offset = rng.normal(size=16)
+    offset -= offset @ z[0] * z[0]
+    offset /= np.linalg.norm(offset)
+    centroids = rng.normal(size=(3, CODES, 16)).astype(np.float32) + 3
+    centroids[0, 2] = (z[0] + offset).astype(np.float32)
+    centroids[0, 6] = (z[0] - offset * (1 - 1e-9)).astype(np.float32)
+    codebooks = replace(bundle.codebooks, centroids=centroids)
+    for code in (2, 6):
+        table = SidTable(("a", "b"), np.array([[code, 0, 0, 0], [5, 1, 1, 0]], np.int32), Vocabulary((8, 8, 8, 8)))
+        soft = soft_sids(table, np.array([0]), z, centroids, codebooks)
+        assert soft.q(torch.zeros_like(soft.logits0)).argmax(-1)[0, 0] == code
+
+
+def test_q_equals_its_formula(bundle, items, embeddings, soft):
+    """softmax((-||r - c||^2 / tau) + phi), phi in units of tau, tau the median top-2 gap of squared distances."""
+    phi = np.random.default_rng(0).normal(size=soft.logits0.shape)
+    q = soft.q(torch.from_numpy(phi)).double().numpy()
+    residuals = residuals_along(embeddings[items], bundle.table.sids[items, :-1], bundle.codebooks)
+    for level in range(3):
+        d = ((residuals[:, level, None] - bundle.codebooks.centroids[level].astype(np.float64)) ** 2).sum(-1)
+        top = np.sort(d, axis=1)
+        tau = np.median(top[:, 1] - top[:, 0])
+        assert soft.tau[level].item() == pytest.approx(tau, rel=1e-5)
+        exponent = np.exp(-(d - d.min(1, keepdims=True)) / tau + phi[:, level])
+        np.testing.assert_allclose(q[:, level], exponent / exponent.sum(1, keepdims=True), rtol=1e-3, atol=1e-7)
+
+
+def test_rho_is_the_share_of_retained_items(bundle, soft, others):
+    for level in range(3):
+        for code in range(CODES):
+            share = np.mean(bundle.table.sids[others, level] == code)
+            assert soft.rho[level, code].item() == pytest.approx(share, abs=1e-6)
+
+
+# --- soft forward ----------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def slow_soft(bundle, row, soft, q):
+    """Expected log-likelihood of each item of one row: embeddings built token by token, in float64, no padding."""
+    model = bundle.adapted().double()
+    embed = model.get_input_embeddings().weight
+    offsets, table = bundle.table.vocabulary.offsets, bundle.table
+    q = q.double()
+    inputs = [embed[1]]
+    for item in row.items:
+        place = int(soft.place[item])
+        for level in range(LEVELS):
+            if place >= 0 and level < LEVELS - 1:
+                inputs.append(sum(q[place, level, k] * embed[offsets[level] + k] for k in range(CODES)))
+            else:
+                inputs.append(embed[table.tokens[item, level]])
+    logp = model(inputs_embeds=torch.stack(inputs)[None, :-1], use_cache=False).logits[0].log_softmax(-1)
+    found = []
+    for at, item in enumerate(row.items):
+        place, total = int(soft.place[item]), 0.0
+        for level in range(LEVELS):
+            here = logp[at * LEVELS + level]
+            if place >= 0 and level < LEVELS - 1:
+                total += sum(q[place, level, k] * here[offsets[level] + k] for k in range(CODES)).item()
+            else:
+                total += here[table.tokens[item, level]].item()
+        found.append(total)
+    return found
+
+
+def test_the_soft_forward_equals_a_loop_over_tokens(bundle, model, rows, soft):
+    q = random_q(soft)
+    with torch.no_grad():
+        log_p, is_forget, is_retain = soft_forward(model, rows, bundle.table, soft, q)
+    for i, row in enumerate(rows):
+        np.testing.assert_allclose(log_p[i, : len(row.items)], slow_soft(bundle, row, soft, q), atol=1e-4)
+        for at, item in enumerate(row.items):
+            target = at >= row.loss_from
+            assert is_forget[i, at] == (target and soft.place[item] >= 0)
+            assert is_retain[i, at] == (target and soft.place[item] < 0)
+        assert not is_forget[i, len(row.items) :].any()
+        assert not is_retain[i, len(row.items) :].any()
+
+
+def test_with_one_hot_q_it_is_the_hard_model(bundle, model, rows, soft, items):
+    with torch.no_grad():
+        log_p, *_ = soft_forward(model, rows, bundle.table, soft, stored(bundle.table, items))
+    for i, row in enumerate(rows):
+        for at in range(len(row.items)):
+            only = Row(row.items[: at + 1], loss_from=at)
+            assert log_p[i, at].item() == pytest.approx(-token_nll(model, [only], bundle.table)[0][0], abs=1e-4)
+
+
+def test_soft_tokens_act_on_histories_and_on_targets(bundle, model, soft, items, others):
+    row = Row(np.array([others[3], items[0], others[7]]))
+    one_hot = stored(bundle.table, items)
+    for level in range(3):
+        changed = one_hot.clone()
+        changed[0, level] = 1 / CODES
+        with torch.no_grad():
+            before, after = (soft_forward(model, [row], bundle.table, soft, q)[0][0] for q in (one_hot, changed))
+        moved = (after - before).abs() > 1e-3
+        assert moved.tolist() == [False, True, True], level
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_a_concept_that_is_only_ever_a_target_gives_phi_a_gradient(bundle, model, soft, items, others, alone):
+    """Every entry of every level, the first item of a sequence included."""
+    history = [] if alone else [others[3], others[7]]
+    row = Row(np.array([*history, items[0]]), loss_from=len(history))
+    phi = torch.zeros_like(soft.logits0, requires_grad=True)
+    log_p, is_forget, _ = soft_forward(model, [row], bundle.table, soft, soft.q(phi))
+    log_p[is_forget].mean().backward()
+    place = soft.place[items[0]]
+    assert (phi.grad[place].abs().amax(-1) > 1e-6).all()
+    assert phi.grad[[i for i in range(len(items)) if i != place]].abs().sum() == 0
+
+
+def test_the_gradient_of_phi_equals_finite_differences(bundle, soft, items, others):
+    row = Row(np.array([others[3], items[0], others[7], items[1]]), loss_from=1)
+    model = bundle.adapted()
+
+    def value(phi):
+        log_p, is_forget, is_retain = soft_forward(model, [row], bundle.table, soft, soft.q(phi))
+        return log_p[is_forget].sum() + 0.5 * log_p[is_retain].sum()
+
+    phi = torch.randn(soft.logits0.shape, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    (gradient,) = torch.autograd.grad(value(phi), phi)
+    places = [int(soft.place[items[0]]), int(soft.place[items[1]])]
+    with torch.no_grad():
+        for entry in [(places[0], 0, 3), (places[0], 2, 1), (places[1], 1, 5), (places[1], 0, 0)]:
+            step = torch.zeros_like(phi)
+            step[entry] = 1e-2
+            slope = (value(phi + step) - value(phi - step)) / 2e-2
+            assert gradient[entry].item() == pytest.approx(slope.item(), abs=3e-3)
+
+
+# --- training rows ---------------------------------------------------------------------------------------------------
+
+
+def test_rows_are_those_of_people_who_stay_with_the_concept_in_its_places(concept_problem, items):
+    found, data = tracer_rows(concept_problem), concept_problem.restored
+    users = {int(u) for u in range(len(data.user_ids)) if len(data.training_rows(u))}
+    assert {row.user for row in found.retain} == users
+    for user in users:
+        targets = np.concatenate([r.items[r.loss_from :] for r in found.retain if r.user == user])
+        assert targets.tolist() == data.training_rows(user).tolist()
+    assert all(np.isin(row.items[row.loss_from :], items).any() for row in found.forget)
+    total = sum(np.isin(row.items[row.loss_from :], items).sum() for row in found.retain)
+    assert total == sum(np.isin(row.items[row.loss_from :], items).sum() for row in found.forget)
+    assert total == np.isin(concept_problem.restored.items[concept_problem.restored.split == 0], items).sum()
+    assert all(len(history) and item in items for history, item in found.coherence)
+
+
+def test_a_concept_that_nobody_trained_on_is_refused(concept_problem):
+    nothing = replace(concept_problem, restored=concept_problem.retained)
+    with pytest.raises(UnlearningError, match="nothing for TRACER to unlearn"):
+        tracer(nothing)
+
+
+def test_cycles_use_all_before_any_again():
+    stream = _cycle(5, 3, np.random.default_rng(0))
+    drawn = np.concatenate([next(stream) for _ in range(10)])
+    for start in range(0, 30, 5):
+        assert sorted(drawn[start : start + 5]) == list(range(5))
+
+
+def watch(monkeypatch):
+    """Rows that pass through soft_forward, by identity."""
+    seen, original = [], module.soft_forward
+
+    def forward(model, rows, *rest):
+        seen.extend(id(row) for row in rows)
+        return original(model, rows, *rest)
+
+    monkeypatch.setattr(module, "soft_forward", forward)
+    return seen
+
+
+def test_every_forget_row_is_used_although_the_steps_are_few(concept_problem, soft, small, monkeypatch):
+    params = small(concept_problem.params, "unlearning.tracer", steps=1, batch_size=12)
+    problem, seen = replace(concept_problem, params=params), watch(monkeypatch)
+    rows = tracer_rows(problem)
+    _, figures = optimise(problem, problem.bundle.adapted(), soft, rows)
+    assert {id(row) for row in rows.forget} <= set(seen)
+    assert figures["steps"] == -(-len(rows.forget) // 4)
+
+
+# --- whole runs ------------------------------------------------------------------------------------------------------
+
+
+def concept_log_p(bundle, problem):
+    """Mean log-likelihood of the concept's own SIDs where people had its items, under the hard model."""
+    rows = tracer_rows(replace(problem, bundle=bundle)).forget
+    only = [replace(row, skip=~np.isin(row.items, problem.items)) for row in rows]
+    total, count = token_nll(bundle.adapted(), only, bundle.table)
+    return -total.sum() / (count.sum() / LEVELS)
+
+
+def test_the_concept_becomes_unlikely(concept_problem, outcome, bundle):
+    before, after = concept_log_p(bundle, concept_problem), concept_log_p(outcome.bundle, concept_problem)
+    assert after < before - 1
+
+
+def test_concept_items_move_and_retained_ones_never_do(outcome, bundle, items, others):
+    before, after = bundle.table.sids, outcome.bundle.table.sids
+    np.testing.assert_array_equal(after[others], before[others])
+    share = (after[items] != before[items]).any(1).mean()
+    assert share == outcome.diagnostics["reassigned_share"] > 0
+    assert len(np.unique(after, axis=0)) == len(after)
+    assert outcome.bundle.table.item_ids == bundle.table.item_ids
+    assert sorted(outcome.bundle.index.leaf_item.tolist()) == list(range(len(after)))
+
+
+def test_backbone_codebooks_and_the_start_bundle_stay(outcome, bundle):
+    after = outcome.bundle
+    assert Backbone(after.backbone.config, after.backbone.state).hash == bundle.backbone.hash
+    assert after.codebooks is bundle.codebooks
+    assert any(not torch.equal(t, bundle.adapter.state[name]) for name, t in after.adapter.state.items())
+    assert (after.adapter.rank, after.adapter.alpha) == (bundle.adapter.rank, bundle.adapter.alpha)
+
+
+def test_a_run_is_a_function_of_its_seed(outcome, concept_problem):
+    again = tracer(concept_problem)
+    assert again.diagnostics == outcome.diagnostics
+    np.testing.assert_array_equal(again.bundle.table.sids, outcome.bundle.table.sids)
+    assert all(torch.equal(t, outcome.bundle.adapter.state[name]) for name, t in again.bundle.adapter.state.items())
+    other = tracer(replace(concept_problem, seed=1))
+    assert any(not torch.equal(t, outcome.bundle.adapter.state[name]) for name, t in other.bundle.adapter.state.items())
+
+
+def test_a_run_that_moves_nothing_failed(concept_problem, small):
+    params = small(concept_problem.params, "unlearning.tracer", steps=1, phi_learning_rate=1e-12)
+    with pytest.raises(UnlearningError, match="moved none of the concept's SIDs"):
+        tracer(replace(concept_problem, params=params))
+
+
+def test_forgetting_stops_pushing_below_a_uniform_guess(concept_problem, small):
+    """However heavy its weight, L_F pushes no further than its margin below 1 / items."""
+    ends = []
+    for margin in (3.0, 8.0):
+        settings = {"forget_margin": margin, "forget_weight": 10.0, "steps": 60}
+        found = tracer(replace(concept_problem, params=small(concept_problem.params, "unlearning.tracer", **settings)))
+        floor = -(np.log(len(concept_problem.retained.item_ids)) + margin)
+        assert found.diagnostics["forget_log_p_per_item"] >= floor - 1e-6
+        ends.append(found.diagnostics["forget_log_p_per_item"])
+    assert ends[1] < ends[0]
+
+
+def test_only_codes_that_retained_items_favour_are_updated(concept_problem, soft):
+    """rho_l(k) > E_q rho_l needs a retained item with that code: phi of any other code stays at zero."""
+    phi, _ = optimise(concept_problem, concept_problem.bundle.adapted(), soft, tracer_rows(concept_problem))
+    free = soft.rho == 0
+    assert phi.abs().sum() > 0
+    assert (phi[:, free] == 0).all()
+    smallest = soft.rho.argmin(-1)  # no mean over codes can be below the smallest share
+    assert (phi[:, torch.arange(3), smallest] == 0).all()
+
+
+def test_phi_alone_is_masked(concept_problem, soft):
+    model = concept_problem.bundle.adapted()
+    before = {site: layer.lora_B["default"].weight.detach().clone() for site, layer in lora_sites(model).items()}
+    optimise(concept_problem, model, soft, tracer_rows(concept_problem))
+    assert all((layer.lora_B["default"].weight != before[site]).all() for site, layer in lora_sites(model).items())
+
+
+def test_training_starts_from_the_effective_weights(concept_problem, user_problem, outcome):
+    """Overlays are folded into the adapter it starts from, and are gone after."""
+    attenuated = ucan(user_problem).bundle
+    found = tracer(replace(concept_problem, bundle=attenuated))
+    assert found.bundle.overlays == ()
+    state, plain = found.bundle.adapter.state, outcome.bundle.adapter.state
+    assert any((state[name] - plain[name]).abs().max() > 0.05 for name in state)
+
+
+def test_repair_trains_on_retained_rows_alone(concept_problem, bundle, small, monkeypatch):
+    params = small(concept_problem.params, "unlearning.tracer", repair_steps=30, learning_rate=3e-3)
+    problem, seen, model = replace(concept_problem, params=params), [], bundle.adapted()
+    original = module.collate
+    monkeypatch.setattr(module, "collate", lambda rows, table: seen.extend(rows) or original(rows, table))
+    weight = model.get_input_embeddings().weight.clone()
+    repair(problem, model, bundle.table)
+    assert len(seen) == 30 * params.unlearning.tracer.batch_size
+    assert not any(np.isin(row.items, concept_problem.items).any() for row in seen)
+    assert torch.equal(model.get_input_embeddings().weight, weight)
+    assert not model.training
+
+
+def test_the_repaired_rung_starts_from_the_same_reassignment(concept_problem, outcome):
+    repaired = module.REPAIRED.run(concept_problem)
+    np.testing.assert_array_equal(repaired.bundle.table.sids, outcome.bundle.table.sids)
+    before, after = (o.bundle.adapter.state for o in (outcome, repaired))
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+
+
+def test_the_hard_minus_soft_gap_is_what_commitment_changed(concept_problem, outcome, bundle, soft, monkeypatch):
+    phi, original = [], module.optimise
+
+    def spy(*arguments):
+        found = original(*arguments)
+        phi.append(found[0])
+        return found
+
+    monkeypatch.setattr(module, "optimise", spy)
+    found, rows = tracer(concept_problem), tracer_rows(concept_problem).forget[:64]
+    sharpen = concept_problem.params.unlearning.tracer.sharpen
+    with torch.no_grad():
+        log_p, is_forget, _ = soft_forward(found.bundle.adapted(), rows, bundle.table, soft, soft.q(phi[0], sharpen))
+    only = [replace(row, skip=~np.isin(row.items, concept_problem.items)) for row in rows]
+    total, count = token_nll(found.bundle.adapted(), only, found.bundle.table)
+    hard = -total.sum() / (count.sum() / LEVELS)
+    gap = hard - log_p[is_forget].mean().item()
+    assert found.diagnostics["hard_minus_soft_log_p"] == pytest.approx(gap, abs=1e-3)
+
+
+def test_a_later_request_leaves_an_earlier_reassignment_in_place(concept_problem, outcome, night):
+    """phi starts at zero on the SIDs as they are now, and only the second concept's items may move."""
+    later = night(Subject("concept", concept="Garden"))
+    items = later.restored.concepts["Garden"]
+    problem = replace(
+        concept_problem, bundle=outcome.bundle, retained=later.retained, restored=later.restored, items=items
+    )
+    second = tracer(problem).bundle
+    frozen = np.setdiff1d(np.arange(len(second.table.item_ids)), items)
+    np.testing.assert_array_equal(second.table.sids[frozen], outcome.bundle.table.sids[frozen])
+    assert (second.table.sids[items] != outcome.bundle.table.sids[items]).any()

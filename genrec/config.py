@@ -28,7 +28,7 @@ class SimulatedParams(Section):
 
     users: int = Field(1100, ge=20, description="number of simulated users")
     items: int = Field(320, ge=40, description="number of simulated items, about a third of them in series")
-    mean_length: float = Field(24.0, ge=6, description="mean interactions per user (at least 6 each)")
+    mean_length: float = Field(18.0, ge=6, description="mean interactions per user (at least 6 each)")
 
 
 class DataParams(Section):
@@ -122,9 +122,9 @@ class TracerParams(Section):
     coherence_weight: float = Field(0.05, ge=0, description="l2")
     score_weight: float = Field(1e-3, ge=0, description="l3")
     coherence_items: int = Field(5, ge=1, description="K nearest retained items that take the freed mass")
-    forget_margin: float = Field(3.0, ge=0, description="L_F stops at this many nat per item below a uniform guess")
+    forget_margin: float = Field(4.0, ge=0, description="L_F stops at this many nat per item below a uniform guess")
     sharpen: float = Field(10.0, ge=1, description="factor by which tau shrinks over the run")
-    repair_steps: int = Field(150, ge=1, description="retain-only steps of the `tracer_repair` rung")
+    repair_steps: int = Field(60, ge=1, description="retain-only steps of the `tracer_repair` rung")
 
 
 class UnlearningParams(Section):

@@ -5,6 +5,7 @@ State between steps is on disk: the ledger holds the batch and its stage, `var/s
 """
 
 import json
+import math
 import os
 import shutil
 import time
@@ -312,10 +313,19 @@ def _register(night: Night, folder: str, result: dict) -> str:
     return registry.register(night.folder / folder, metrics=metrics, params=params, tags=tags, artefacts=artefacts)
 
 
+def _finite(value):
+    """The same tree with None for NaN and infinity, which strict JSON and the audit chain do not hold."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def _write_once(path: Path, value: dict) -> dict:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(value, indent=1))
+    temporary.write_text(json.dumps(_finite(value), indent=1, allow_nan=False))
     os.replace(temporary, path)
     return json.loads(path.read_text())
 

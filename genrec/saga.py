@@ -83,7 +83,7 @@ def certify(night: Night) -> list[str]:
 def _gate_figure(gate: dict) -> certificates.GateFigure:
     limit = gate["limit"]
     return certificates.GateFigure(
-        gate["name"], gate["verdict"], _finite(gate["value"]), _finite(gate["low"]), _finite(gate["high"]),
+        gate["name"], gate["verdict"], gate["value"], gate["low"], gate["high"],
         tuple(limit) if isinstance(limit, list) else limit, gate["n"], _certified_rule(gate),
     )  # fmt: skip
 
@@ -91,10 +91,6 @@ def _gate_figure(gate: dict) -> certificates.GateFigure:
 def _certified_rule(gate: dict) -> str:
     """The checkable rule where the verdict follows from the figure alone, else the words."""
     return gate["check"] if gate["name"] not in ("utility", "collateral") else gate["rule"]
-
-
-def _finite(x: float | None) -> float | None:
-    return x if x is not None and abs(x) < float("inf") and x == x else None
 
 
 def report(night: Night, sid_diff: list[dict]) -> dict:

@@ -27,7 +27,7 @@ def test_sizes_are_those_asked_for(shop):
     lengths = np.array(list(Counter(shop.interactions["user_id"].to_pylist()).values()))
     assert len(lengths) == SimulatedParams().users
     assert lengths.min() >= 6
-    assert lengths.mean() == pytest.approx(24, abs=2)
+    assert lengths.mean() == pytest.approx(SimulatedParams().mean_length, abs=2)
     assert len(set(shop.items["title"].to_pylist())) == 320
     in_series = sum(", part " in title for title in shop.items["title"].to_pylist()) / 320
     assert 0.2 < in_series < 0.5

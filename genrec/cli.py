@@ -37,8 +37,8 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text."
 
 
 def open_workspace() -> Workspace:
-    """The current workspace, with the tools' environment set; here Prefect speaks up for warnings only."""
-    os.environ.setdefault("PREFECT_LOGGING_LEVEL", "WARNING")
+    """The current workspace, with the tools' environment set; Prefect keeps quiet, errors come as one line."""
+    os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")
     workspace = current_workspace()
     prepare_environment(workspace)
     return workspace

@@ -65,15 +65,6 @@ def test_summary_has_what_the_report_promises(night):
     assert summary == before["summary"]
     keys = ["batch_id", "data_version", "champion_before", "champion_after"]
     keys += ["requests", "attempts", "utility", "forgetting"]
-        "batch_id",
-        "data_version",
-        "champion_before",
-        "champion_after",
-        "requests",
-        "attempts",
-        "utility",
-        "forgetting",
-    ]
     assert all(key in summary for key in keys)
     assert summary["outcome"] == "promoted"
     assert (summary["champion_before"], summary["data_version"]) != (summary["champion_after"], None)

@@ -6,9 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
-import yaml
 
+from genrec.config import Params
 from genrec.environment import QUIET
+from genrec.workspace import params_yaml
 
 for _name, _value in QUIET.items():
     os.environ.setdefault(_name, _value)
@@ -17,9 +18,9 @@ TINY = {
     "data": {"simulated": {"users": 220, "items": 64, "mean_length": 14}},
     "split": {"holdout_users": 0.15},
     "sid": {"codes": 8, "iterations": 5},
-    "architecture": {"hidden": 32, "layers": 2, "heads": 2, "feed_forward": 64, "window": 20},
-    "backbone": {"visits": 60},
-    "train": {"rank": 8, "alpha": 16, "epochs": 12, "learning_rate": 0.01, "batch_tokens": 2000},
+    "architecture": {"hidden": 48, "layers": 2, "heads": 2, "feed_forward": 96, "window": 20},
+    "backbone": {"visits": 2000, "learning_rate": 0.005},
+    "train": {"rank": 16, "alpha": 32, "epochs": 15, "learning_rate": 0.01, "batch_tokens": 2000},
     "decoding": {"beam": 20},
     "unlearning": {"tracer": {"steps": 40, "batch_size": 24, "repair_steps": 10}},
     "gates": {"bootstrap": 500},
@@ -44,9 +45,14 @@ def genrec(home: Path, *arguments: str, check: bool = True, **environment: str) 
 def make_workspace(home: Path) -> Path:
     """A workspace with tiny parameters and the simulated shop fetched."""
     genrec(home.parent, "init", str(home))
-    (home / "params.yaml").write_text(yaml.safe_dump(TINY))
+    set_params(home)
     genrec(home, "data", "fetch", "simulated")
     return home
+
+
+def set_params(home: Path, **sections) -> None:
+    """Write the tiny parameters, with some sections replaced."""
+    (home / "params.yaml").write_text(params_yaml(Params.model_validate({**TINY, **sections})))
 
 
 @pytest.fixture(scope="session")

@@ -10,9 +10,8 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-import yaml
 
-from tests.conftest import TINY, genrec, make_workspace
+from tests.conftest import TINY, genrec, make_workspace, set_params
 
 
 @pytest.fixture(scope="module")
@@ -35,10 +34,6 @@ def champion_of(home):
 def someone(home, at: int) -> str:
     rows = pd.read_parquet(home / "prepared" / "interactions.parquet")
     return sorted(rows[rows.split == "train"].user_id.unique())[at]
-
-
-def set_params(home, **sections):
-    (home / "params.yaml").write_text(yaml.safe_dump({**TINY, **sections}))
 
 
 def snapshot(home):

@@ -9,7 +9,7 @@ import yaml
 
 from genrec.config import Settings
 from genrec.night import open_registry
-from tests.conftest import TINY, genrec, make_workspace
+from tests.conftest import TINY, genrec, make_workspace, set_params
 
 
 def refused(home, *arguments, **environment) -> str:
@@ -131,7 +131,7 @@ def test_refusals_store_nothing(trained, arguments, says):
 
 def test_a_concept_that_covers_most_of_the_catalogue(tmp_path):
     home = make_workspace(tmp_path / "shop")
-    (home / "params.yaml").write_text(yaml.safe_dump({**TINY, "requests": {"max_concept_share": 0.02}}))
+    set_params(home, requests={"max_concept_share": 0.02})
     genrec(home, "data", "prepare")
     message = refused(home, "forget", "concept", "Gambling")
     assert "requests.max_concept_share" in message

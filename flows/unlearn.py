@@ -19,6 +19,7 @@ from genrec.errors import GenrecError
 from genrec.report.page import write_report
 from genrec.report.summary import Summary
 from genrec.requests.lease import Lease
+from genrec.requests.store import open_ledger
 from tasks import data, evaluation, registry, sid, unlearning
 
 LEASE = "unlearn"
@@ -32,7 +33,7 @@ def unlearn(home: str | None = None, trigger: str = "nightly") -> dict:
     """
     workspace = (Settings(home=home) if home else Settings()).workspace
     prepare_environment(workspace)
-    ledger = steps.open_ledger(workspace)
+    ledger = open_ledger(workspace)
     holder = f"{trigger} {socket.gethostname()} {os.getpid()}"
     seconds = workspace.params().requests.lease_seconds
     with Lease.acquire(ledger.engine, LEASE, holder, lambda: datetime.now(UTC), seconds):
@@ -45,7 +46,7 @@ def _night(workspace: Workspace) -> dict:
     batch_id = unlearning.claim_batch(workspace)
     if batch_id is None:
         return _nothing(workspace, champion, started)
-    ledger = steps.open_ledger(workspace)
+    ledger = open_ledger(workspace)
     details = ledger.stage(batch_id).details
     if "started_at" not in details:
         facts = {
@@ -66,7 +67,7 @@ def _decide(workspace: Workspace, batch_id: str) -> None:
     attempts: list[dict] = []
     try:
         erased = data.erase_from_data(workspace, batch_id)
-        steps.open_ledger(workspace).set_stage(batch_id, "erased", erased, now=datetime.now(UTC))
+        open_ledger(workspace).set_stage(batch_id, "erased", erased, now=datetime.now(UTC))
         passed = _climb(workspace, batch_id, attempts)
     except GenrecError as error:
         saga.fail(steps.open_night(workspace, batch_id), f"{type(error).__name__}: {error}", attempts, "failed")

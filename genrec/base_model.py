@@ -9,7 +9,8 @@ from genrec.config import Workspace
 from genrec.data.version import data_version
 from genrec.errors import DataError, RegistryError
 from genrec.models.bundle import load_bundle, save_bundle
-from genrec.night import open_ledger, open_registry
+from genrec.night import open_registry
+from genrec.requests.store import open_ledger
 
 
 def register(workspace: Workspace) -> dict:

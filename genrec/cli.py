@@ -41,6 +41,8 @@ def open_workspace() -> Workspace:
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")
     workspace = current_workspace()
     prepare_environment(workspace)
+    if workspace.params_file.exists():
+        workspace.params()  # a wrong key is refused by every command, not only by those that use it
     return workspace
 
 
@@ -262,7 +264,7 @@ def requests_list(
     as_json: Json = False,
 ) -> None:
     """Requests by time of arrival."""
-    from genrec.night import open_ledger
+    from genrec.requests.store import open_ledger
 
     found = open_ledger(open_workspace()).requests(state, now() if overdue else None)
     rows = [request.as_dict() for request in found]
@@ -273,7 +275,7 @@ def requests_list(
 @requests_app.command("show")
 def requests_show(request_id: str, as_json: Json = False) -> None:
     """One request."""
-    from genrec.night import open_ledger
+    from genrec.requests.store import open_ledger
 
     show(open_ledger(open_workspace()).get(request_id).as_dict(), as_json)
 
@@ -284,7 +286,7 @@ def requests_cancel(
     as_json: Json = False,
 ) -> None:  # fmt: skip
     """Withdraw a request that is not running yet."""
-    from genrec.night import open_ledger
+    from genrec.requests.store import open_ledger
 
     show(open_ledger(open_workspace()).cancel(request_id, now=now(), reason=reason).as_dict(), as_json)
 
@@ -398,7 +400,8 @@ def recommend(
     as_json: Json = False,
 ) -> None:
     """Recommend with the champion, without denied and already seen items."""
-    from genrec.night import open_ledger, open_registry
+    from genrec.night import open_registry
+    from genrec.requests.store import open_ledger
     from genrec.serving import recommend as serve
 
     items = [item.strip() for item in history.split(",") if item.strip()]

@@ -9,9 +9,10 @@ from genrec.config import Workspace
 from genrec.data.sequences import load_dataset
 from genrec.data.subjects import Subject
 from genrec.errors import DataError
-from genrec.night import open_ledger, open_registry
+from genrec.night import open_registry
 from genrec.registry import CHAMPION
 from genrec.requests.intake import submit_and_verify
+from genrec.requests.store import open_ledger
 
 USERS = 3
 FIRST_CONCEPT = "Gambling"

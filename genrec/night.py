@@ -29,17 +29,12 @@ from genrec.evaluation.statistics import Bootstrap, Measure
 from genrec.models.bundle import Bundle, load_bundle, read_manifest, save_bundle
 from genrec.pipeline import code_version, load_embeddings
 from genrec.registry import Registry
-from genrec.requests.ledger import Batch, Ledger
+from genrec.requests.ledger import Batch
+from genrec.requests.store import open_ledger
 from genrec.unlearning import Problem, method
 
 SHARED_LEVELS = 2
 """A test target is in the collateral slice when it shares at least this many SID tokens with a forgotten item."""
-
-
-def open_ledger(workspace: Workspace) -> Ledger:
-    if workspace.ledger_url.startswith("sqlite:///"):
-        Path(workspace.ledger_url.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-    return Ledger(workspace.ledger_url, workspace.pseudonym_key(), workspace.params().requests)
 
 
 def open_registry(workspace: Workspace) -> Registry:

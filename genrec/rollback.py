@@ -2,8 +2,9 @@
 
 from genrec.config import Workspace
 from genrec.errors import RegistryError
-from genrec.night import open_ledger, open_registry
+from genrec.night import open_registry
 from genrec.registry import PREVIOUS
+from genrec.requests.store import open_ledger
 
 
 def rollback(workspace: Workspace, to: str | None = None) -> dict:

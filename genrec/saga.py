@@ -9,12 +9,13 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 from genrec.evaluation.ranking import utility
-from genrec.night import Night, bundle_hash, destroy_sealed, discard_candidates, open_ledger, open_registry
+from genrec.night import Night, bundle_hash, destroy_sealed, discard_candidates, open_registry
 from genrec.pipeline import code_version
 from genrec.report.page import write_report
 from genrec.report.summary import Attempt, Comparison, Lineage, Request, Summary
 from genrec.requests import certificates
 from genrec.requests.ledger import Request as LedgerRequest
+from genrec.requests.store import open_ledger
 
 PROMOTING, FAILING = "promoting", "failing"
 

@@ -7,12 +7,13 @@ from prefect.cache_policies import NO_CACHE
 
 from genrec import night as steps
 from genrec.config import Workspace
+from genrec.requests.store import open_ledger
 
 
 @task(cache_policy=NO_CACHE)
 def claim_batch(workspace: Workspace) -> str | None:
     """Claim what is due and pending as one batch, or the batch a crash left open. Returns its id."""
-    batch = steps.open_ledger(workspace).claim(now=datetime.now(UTC))
+    batch = open_ledger(workspace).claim(now=datetime.now(UTC))
     return batch.id if batch else None
 
 

@@ -22,7 +22,7 @@ TINY = {
     "backbone": {"visits": 2000, "learning_rate": 0.005},
     "train": {"rank": 16, "alpha": 32, "epochs": 15, "learning_rate": 0.01, "batch_tokens": 2000},
     "decoding": {"beam": 20},
-    "unlearning": {"tracer": {"steps": 40, "batch_size": 24, "repair_steps": 10}},
+    "unlearning": {"tracer": {"steps": 40, "phi_learning_rate": 0.2, "repair_steps": 10}},
     "gates": {"bootstrap": 500},
 }
 

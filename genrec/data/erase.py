@@ -79,7 +79,7 @@ def erase(data_dir: Path, prepared_dir: Path, subjects: Sequence[Subject], seale
 def _prepared(prepared_dir: Path) -> pa.Table:
     path = prepared_dir / "interactions.parquet"
     if not path.exists():
-        raise DataError(f"No {path}: erasure needs the current split. Run `genrec prepare` first.")
+        raise DataError(f"No {path}: erasure needs the current split. Run `genrec data prepare` first.")
     return pq.read_table(path)
 
 
@@ -89,7 +89,7 @@ def _inside(interactions: pa.Table) -> int:
 
 
 def _stale(prepared_dir: Path) -> DataError:
-    return DataError(f"{prepared_dir} was not made from the current raw tables. Run `genrec prepare` first.")
+    return DataError(f"{prepared_dir} was not made from the current raw tables. Run `genrec data prepare` first.")
 
 
 def _covered(rows: pa.Table, items: pa.Table, subjects: Sequence[Subject], digests: Sequence[str]) -> pa.Table:

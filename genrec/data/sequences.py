@@ -64,7 +64,7 @@ def load_dataset(prepared_dir: Path) -> Dataset:
     """Read what `prepare` wrote. Raises DataError when it is missing."""
     for name in ("interactions.parquet", "items.parquet"):
         if not (prepared_dir / name).exists():
-            raise DataError(f"No {prepared_dir / name}. Run `genrec prepare` first.")
+            raise DataError(f"No {prepared_dir / name}. Run `genrec data prepare` first.")
     items = pq.read_table(prepared_dir / "items.parquet").sort_by("item_id")
     tagged: dict[str, list[int]] = {}
     for index, tags in enumerate(items["concepts"].to_pylist()):
@@ -121,7 +121,9 @@ def restore(dataset: Dataset, forget_set: ForgetSet) -> Dataset:
         pairs = np.repeat(np.arange(len(user_ids)), lengths) * len(dataset.item_ids) + items
         if len(np.unique(pairs)) == len(pairs):
             return replace(dataset, user_ids=user_ids, offsets=offsets, items=items, split=split)
-    raise DataError("The forget set does not fit the dataset. Run `genrec prepare` after the erasure, then load both.")
+    raise DataError(
+        "The forget set does not fit the dataset. Run `genrec data prepare` after the erasure, then load both."
+    )
 
 
 def _by_user(rows: pa.Table) -> tuple[tuple[str, ...], np.ndarray, pa.Table]:
@@ -137,7 +139,9 @@ def _item_indices(rows: pa.Table, item_ids: tuple[str, ...]) -> np.ndarray:
     indices = pc.index_in(rows["item_id"], pa.array(item_ids, pa.string()))
     if indices.null_count:
         lost = rows.filter(pc.is_null(indices))["item_id"][0].as_py()
-        raise DataError(f"The item {lost!r} of an interaction is not in items.parquet. Run `genrec prepare` again.")
+        raise DataError(
+            f"The item {lost!r} of an interaction is not in items.parquet. Run `genrec data prepare` again."
+        )
     return indices.to_numpy().astype(np.int32)
 
 

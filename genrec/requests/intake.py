@@ -5,8 +5,8 @@ from datetime import datetime
 from genrec.config import Workspace
 from genrec.data.sequences import Dataset, load_dataset
 from genrec.data.subjects import Subject
-from genrec.night import open_ledger
 from genrec.requests.ledger import Known, Request
+from genrec.requests.store import open_ledger
 
 
 def known_of(dataset: Dataset) -> Known:

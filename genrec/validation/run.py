@@ -59,7 +59,7 @@ class ValidationReport:
             elif not check.success:
                 examples = f" E.g. {'; '.join(check.examples)}." if check.examples else ""
                 lines.append(f"{check.suite}: {check.expectation} failed: {check.observed}.{examples}")
-        raise ValidationFailed("\n".join([*lines, "Correct the source and run `genrec prepare` again."]))
+        raise ValidationFailed("\n".join([*lines, "Correct the source and run `genrec data prepare` again."]))
 
 
 def validate_raw(tables: Tables, params: Params) -> ValidationReport:
@@ -75,7 +75,7 @@ def validate_prepared(prepared_dir: Path, params: Params, *, pinned: bool = Fals
     files = [prepared_dir / f"{name}.parquet" for name in SCHEMAS]
     for file in files:
         if not file.exists():
-            raise DataError(f"No {file}. Run `genrec prepare` first.")
+            raise DataError(f"No {file}. Run `genrec data prepare` first.")
     tables = Tables(*(pq.read_table(file) for file in files))
     return _validate(tables, PREPARED, SCHEMAS["items"], params, k=None if pinned else params.data.k_core)
 

@@ -173,7 +173,7 @@ def test_prepared_tables_of_other_data_are_refused(shop):
 def test_the_next_batch_needs_prepared_tables_without_the_last_one(shop, tmp_path):
     users = sorted(set(shop.rows()["user_id"].to_pylist()))
     shop.erase(Subject("user", users[0]))
-    with pytest.raises(DataError, match="Run `genrec prepare` first"):
+    with pytest.raises(DataError, match="Run `genrec data prepare` first"):
         shop.erase(Subject("user", users[1]), sealed=tmp_path / "sealed" / "next.parquet")
     shop.prepare()
     assert shop.erase(Subject("user", users[1]), sealed=tmp_path / "sealed" / "next.parquet").total > 0

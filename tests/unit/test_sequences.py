@@ -85,7 +85,7 @@ def test_the_forget_set_names_a_subject_for_each_row(night):
 
 
 def test_missing_files_say_what_to_run(tmp_path, night):
-    with pytest.raises(DataError, match="genrec prepare"):
+    with pytest.raises(DataError, match="genrec data prepare"):
         load_dataset(tmp_path)
     with pytest.raises(DataError, match="fulfilled"):
         read_forget_set(tmp_path / "none.parquet", night[1])

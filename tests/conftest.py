@@ -13,6 +13,7 @@ from genrec.workspace import params_yaml
 
 for _name, _value in QUIET.items():
     os.environ.setdefault(_name, _value)
+os.environ["OMP_NUM_THREADS"] = "1"  # the tests run on two workers; more threads than cores are slower than one
 
 TINY = {
     "data": {"simulated": {"users": 220, "items": 64, "mean_length": 14}},

@@ -11,15 +11,13 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from tests.conftest import TINY, genrec, make_workspace, set_params
+from tests.conftest import TINY, genrec, set_params
 
 
-@pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    """A base model of its own: these tests break things."""
-    home = make_workspace(tmp_path_factory.mktemp("interrupted") / "shop")
-    genrec(home, "train")
-    return home
+@pytest.fixture
+def home(trained):
+    """The shared workspace: each test compares it with what it was when the test began."""
+    return trained
 
 
 def requests_of(home):
@@ -46,8 +44,8 @@ def snapshot(home):
 
 
 def test_bad_data_stops_the_night_before_any_model(home):
-    """A rating range the data breaks: the failed expectation is named, the champion and the data stay, and once the
-    cause is gone the next night serves the request."""
+    """A rating range the data breaks: the failed expectation is named, the champion and the data stay. The request
+    waits for the next night, which a later test here lets be killed first."""
     before = snapshot(home)
     genrec(home, "forget", "user", someone(home, 3))
     set_params(home, data={**TINY["data"], "rating_max": 2.0})
@@ -61,10 +59,6 @@ def test_bad_data_stops_the_night_before_any_model(home):
     assert not list((home / "var" / "sealed").glob("*"))
     summary = json.loads((home / "reports" / "latest" / "summary.json").read_text())
     assert (summary["outcome"], summary["attempts"]) == ("failed", [])
-    done = json.loads(genrec(home, "night", "--json").stdout)
-    assert done["outcome"] == "promoted"
-    assert requests_of(home)[-1]["state"] == "fulfilled"
-    assert requests_of(home)[-1]["attempts"] == 1
 
 
 def test_gates_that_do_not_pass_hold_the_champion(home):
@@ -85,7 +79,7 @@ def test_gates_that_do_not_pass_hold_the_champion(home):
     genrec(home, "requests", "cancel", request["id"])
 
 
-@pytest.mark.parametrize("moment", ["erased", "attempt", "promoted"])
+@pytest.mark.parametrize("moment", ["attempt", "certified"])
 def test_a_killed_night_is_finished_by_the_next_run(home, moment):
     genrec(home, "forget", "user", someone(home, 7))
     old = champion_of(home)
@@ -102,11 +96,10 @@ def test_a_killed_night_is_finished_by_the_next_run(home, moment):
     assert process.returncode == -signal.SIGKILL, "the night ended before it could be killed"
     expire_lease(home)
     genrec(home, "night")
-    request = requests_of(home)[-1]
-    assert request["state"] == "fulfilled"
-    assert len([r for r in requests_of(home) if r["state"] == "running"]) == 0
+    requests = [r for r in requests_of(home) if r["state"] != "cancelled"]
+    assert {r["state"] for r in requests} == {"fulfilled"}
     certificates = sorted(p.stem for p in (home / "reports" / "certificates").glob("*.json"))
-    assert certificates == sorted(r["id"] for r in requests_of(home) if r["state"] == "fulfilled")
+    assert certificates == sorted(r["id"] for r in requests)
     assert int(champion_of(home)) > int(old)
     assert not list((home / "var" / "sealed").glob("*"))
     versions = json.loads(genrec(home, "models", "list", "--json").stdout)

@@ -1,7 +1,7 @@
 """The one configuration tree (`params.yaml`) and the process settings (`GENREC_*`).
 
 `params.yaml` holds what changes a result and is versioned with the data; settings hold where things live and secrets,
-and are never written anywhere. Unknown keys are refused in both.
+and are never written anywhere. Unknown keys of params.yaml are refused.
 """
 
 import math

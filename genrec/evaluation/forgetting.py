@@ -52,7 +52,7 @@ def user_forgetting(
 ) -> UserForgetting:
     """Measure both on `restored`, the dataset that still holds the forgotten users' rows."""
     nll_f, length_f = user_nll(bundle, model, restored, forgotten)
-    nll_h, length_h = user_nll(bundle, model, restored, holdout_users(restored))
+    nll_h, length_h = user_nll(bundle, model, restored, np.setdiff1d(holdout_users(restored), forgotten))
     distance = np.abs(np.log1p(length_f)[:, None] - np.log1p(length_h))
     matches = np.argsort(distance, axis=1, kind="stable")[:, :MATCHES]
     return UserForgetting(matched_gap(nll_f, nll_h, matches, plan), auc(-nll_f, -nll_h, plan))

@@ -21,7 +21,7 @@ TOP = 10
 
 @dataclass(frozen=True)
 class Cases:
-    """Held-out targets: user index [n], history before the target, target item [n], place of the target in the user."""
+    """Held-out targets: user index [n], the history before each target, the target item [n]."""
 
     users: np.ndarray
     histories: tuple[np.ndarray, ...]

@@ -246,7 +246,7 @@ def repair(problem: Problem, model: nn.Module, table: SidTable) -> None:
 
 
 def tracer(problem: Problem, with_repair: bool = False) -> Outcome:
-    """Run, commit the new SIDs and deny the concept's items in serving. Raises UnlearningError when no item moved."""
+    """Run and commit the new SIDs in the returned bundle. Raises UnlearningError when no item moved."""
     bundle = problem.bundle
     start = fold(bundle.adapter, bundle.overlays)  # a method that trains has to start from the effective weights
     model = adapted_model(bundle.backbone, start, dropout=problem.params.train.dropout).train()

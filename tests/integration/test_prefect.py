@@ -34,8 +34,17 @@ def server(tmp_path_factory):
         wait_for(lambda: httpx.get(f"{url}/health").status_code == 200, 90)
         yield url, environment
     finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        process.wait(20)
+        stop(process)
+
+
+def stop(process: subprocess.Popen) -> None:
+    """A worker may ignore its first SIGTERM: ask, then insist."""
+    os.killpg(process.pid, signal.SIGTERM)
+    try:
+        process.wait(5)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait(5)
 
 
 def wait_for(condition, seconds: float):
@@ -96,8 +105,7 @@ def test_cron_is_scheduled_and_a_worker_serves_a_triggered_run(server, trained, 
         summary = json.loads((trained / "reports" / "latest" / "summary.json").read_text())
         assert summary["outcome"] == "nothing to do"
     finally:
-        os.killpg(worker.pid, signal.SIGTERM)
-        worker.wait(20)
+        stop(worker)
 
 
 def reported(home: Path) -> bool:

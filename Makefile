@@ -8,7 +8,7 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 .PHONY: help install demo test lint clean
 
 help:
-	@echo "make demo   one whole night on an embedded data set, about 4 minutes after installation"
+	@echo "make demo   one whole night on an embedded data set, a few minutes after installation"
 	@echo "make test   the tests"
 	@echo "make lint   ruff"
 	@echo "make clean  remove what runs made (not .venv)"

@@ -8,7 +8,7 @@ import os
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -17,6 +17,7 @@ from genrec.config import Workspace
 from genrec.config import workspace as current_workspace
 from genrec.environment import prepare_environment
 from genrec.errors import DataError, GenrecError
+from genrec.terminal import attempt_rows, measure_rows, request_rows, show
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False, help=__doc__.split("\n")[0]
@@ -48,30 +49,6 @@ def open_workspace() -> Workspace:
 
 def now() -> datetime:
     return datetime.now(UTC)
-
-
-def show(value: Any, as_json: bool, rows: list[dict] | None = None, title: str = "") -> None:
-    """Print `value` as JSON, or `rows` as a table, or `value` as lines of `key: value`."""
-    if as_json:
-        typer.echo(json.dumps(value, indent=1, default=str))
-        return
-    if rows is None:
-        pairs = value if isinstance(value, dict) else {title or "result": value}
-        for key, item in pairs.items():
-            typer.echo(f"{key}: {item if not isinstance(item, dict | list) else json.dumps(item, default=str)}")
-        return
-    if not rows:
-        typer.echo(f"No {title or 'rows'}.")
-        return
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=title or None)
-    for column in rows[0]:
-        table.add_column(column, overflow="fold")
-    for row in rows:
-        table.add_row(*("" if v is None else str(v) for v in row.values()))
-    Console(width=None if sys.stdout.isatty() else 140).print(table)
 
 
 @app.command()
@@ -205,13 +182,7 @@ def evaluate(
     """Utility of a registered version on the test targets of the current data version."""
     from genrec.evaluate import evaluate_version
 
-    show(result := evaluate_version(open_workspace(), alias, exact), as_json, _measures(result["utility"]), alias)
-
-
-def _measures(measures: dict) -> list[dict]:
-    return [
-        {"metric": k, **{x: round(m[x], 4) for x in ("value", "low", "high")}, "n": m["n"]} for k, m in measures.items()
-    ]
+    show(result := evaluate_version(open_workspace(), alias, exact), as_json, measure_rows(result["utility"]), alias)
 
 
 # --- requests -------------------------------------------------------------------------------------------------------
@@ -342,30 +313,6 @@ def night(as_json: Json = False) -> None:
         f"Outcome: {summary['outcome']}. Champion {summary['champion_before']} -> {summary['champion_after']}. "
         f"Report: {workspace.reports / 'latest' / 'index.html'}"
     )
-
-
-def attempt_rows(summary: dict) -> list[dict]:
-    rows = []
-    for a in summary["attempts"]:
-        undecided = [f"{g['name']} {g['verdict']}" for g in a["gates"] if g["blocking"] and g["verdict"] != "PASS"]
-        rows.append(
-            {"group": a["group"], "method": a["method"], "verdict": a["verdict"], "seconds": a["wall_s"],
-             "gates that did not pass": ", ".join(undecided)}
-        )  # fmt: skip
-    return rows
-
-
-def request_rows(summary: dict) -> list[dict]:
-    return [
-        {
-            "request": r["id"],
-            "kind": r["kind"],
-            "about": r["label"] or "a person",
-            "state": r["state"],
-            "method": r["method"],
-        }
-        for r in summary["requests"]
-    ]
 
 
 @models_app.command("list")

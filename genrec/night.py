@@ -10,7 +10,7 @@ import os
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -130,9 +130,7 @@ class Night:
             measured = measure(self, self.champion, self.groups)
             temporary = path.with_suffix(".tmp.npz")
             np.savez(temporary, top=measured.ranking.top, rank=measured.ranking.rank, nll=measured.ranking.nll)
-            (self.folder / "champion.json").write_text(
-                json.dumps({k: m.as_dict() for k, m in measured.forgetting.items()})
-            )
+            (self.folder / "champion.json").write_text(json.dumps(figures(measured.forgetting)))
             os.replace(temporary, path)
         with np.load(path) as arrays:
             ranking = Ranking(arrays["top"], arrays["rank"], arrays["nll"])
@@ -256,8 +254,8 @@ def attempt(night: Night, group_name: str, method_name: str, number: int, start:
     result |= {
         "verdict": gates.decide(found, chosen.exact), "wall_s": wall, "exact": chosen.exact, "folder": folder,
         "gates": [gate.as_dict() for gate in found], "diagnostics": outcome.diagnostics,
-        "utility": _figures(utility(after.ranking, len(night.retained.item_ids), night.plan)),
-        "forgetting": _figures(after.forgetting),
+        "utility": figures(utility(after.ranking, len(night.retained.item_ids), night.plan)),
+        "forgetting": figures(after.forgetting),
     }  # fmt: skip
     result["version"] = _register(night, folder, result)
     return _write_once(record, result)
@@ -275,7 +273,7 @@ def judge_final(night: Night, last: dict, number: int) -> dict:
         **last, "group": "final", "label": "the whole batch", "number": number,
         "reason": "Every gate again, for all requests of the night at once, on the last candidate.",
         "verdict": gates.decide(found, last["exact"]), "gates": [gate.as_dict() for gate in found], "diagnostics": {},
-        "wall_s": round(time.perf_counter() - started, 2), "forgetting": _figures(after.forgetting),
+        "wall_s": round(time.perf_counter() - started, 2), "forgetting": figures(after.forgetting),
     }  # fmt: skip
     registry = open_registry(night.workspace)
     for gate in found:
@@ -287,7 +285,8 @@ def _utility_ratio(night: Night, found: Sequence[Gate], exact: bool) -> float:
     return 1.0 if exact else next(1 - gate.value for gate in found if gate.name == "drift")
 
 
-def _figures(measures: dict[str, Measure]) -> dict[str, dict]:
+def figures(measures: dict[str, Measure]) -> dict[str, dict]:
+    """Measures by name, ready for JSON."""
     return {name: m.as_dict() for name, m in measures.items()}
 
 
@@ -362,5 +361,4 @@ def bundle_hash(registry: Registry, number: str) -> str:
 
 def erasure_facts(erasure: Erasure) -> dict:
     """Counts for the ledger and the report; the digests stay out."""
-    facts = asdict(erasure)
-    return {"rows": facts["total"], "users": facts["users"], "items": facts["items"]}
+    return {"rows": erasure.total, "users": erasure.users, "items": erasure.items}

@@ -9,7 +9,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 from genrec.evaluation.ranking import utility
-from genrec.night import Night, bundle_hash, destroy_sealed, discard_candidates, open_registry
+from genrec.night import Night, bundle_hash, destroy_sealed, discard_candidates, figures, open_registry
 from genrec.pipeline import code_version
 from genrec.report.page import write_report
 from genrec.report.summary import Attempt, Comparison, Lineage, Request, Summary
@@ -104,8 +104,8 @@ def report(night: Night, sid_diff: list[dict]) -> dict:
     summary = _summary(
         night, details, _fulfilled(night), outcome="promoted", finished_at=details["unlearned_at"],
         champion_after=details["version"], sid_diff=sid_diff,
-        utility=Comparison.model_validate({"before": _plain(before), "after": last["utility"]}),
-        forgetting=Comparison.model_validate({"before": _plain(night.before.forgetting), "after": last["forgetting"]}),
+        utility=Comparison.model_validate({"before": figures(before), "after": last["utility"]}),
+        forgetting=Comparison.model_validate({"before": figures(night.before.forgetting), "after": last["forgetting"]}),
         lineage=Lineage(
             parent=night.champion_number, version=details["version"], code_version=code_version(),
             backbone_hash=night.champion.backbone.hash, bundle_before=bundle_hash(registry, night.champion_number),
@@ -144,10 +144,6 @@ def _summary(night: Night, details: dict, requests: list[LedgerRequest], *, fini
             **values,
         }
     )  # fmt: skip
-
-
-def _plain(measures: dict) -> dict:
-    return {name: m.as_dict() for name, m in measures.items()}
 
 
 def fulfil(night: Night) -> None:

@@ -1,5 +1,6 @@
 """Data tasks: DVC commands in the workspace, erasure, validation."""
 
+import json
 import os
 import signal
 import subprocess
@@ -64,7 +65,10 @@ def erase_from_data(workspace: Workspace, batch_id: str) -> dict:
     facts = steps.erasure_facts(steps.erase_batch(night))
     dvc(workspace, "add", "data")
     dvc(workspace, "repro", "prepare", "validate")
-    return {**facts, "data_version": data_version(workspace.data_pin)}
+    outcomes = json.loads((workspace.artefacts / "validation.json").read_text())["results"]
+    failed = sum(not outcome["success"] for outcome in outcomes)
+    validation = {"success": failed == 0, "checks": len(outcomes), "failed": failed}
+    return {**facts, "data_version": data_version(workspace.data_pin), "validation": validation}
 
 
 @task(cache_policy=NO_CACHE)

@@ -27,7 +27,7 @@ from genrec.config import TracerParams
 from genrec.data.sequences import TRAIN
 from genrec.errors import UnlearningError
 from genrec.models.adapter import Adapter, adapted_model, adapter_state, fold
-from genrec.sid.quantise import residuals_along, squared_distances
+from genrec.sid.quantise import Codebooks, residuals_along, squared_distances
 from genrec.sid.table import SidTable, reassign
 from genrec.training.base import nearest_items
 from genrec.training.rows import Row, batch_loss, chunk, chunk_all, collate
@@ -56,13 +56,13 @@ class SoftSids:
         return (sharpness * (self.logits0 / self.tau[:, None] + phi)).softmax(-1)
 
 
-def soft_sids(table: SidTable, items: np.ndarray, embeddings: np.ndarray, centroids: np.ndarray, codebooks) -> SoftSids:
+def soft_sids(table: SidTable, items: np.ndarray, embeddings: np.ndarray, codebooks: Codebooks) -> SoftSids:
     """Build the soft assignment along each item's stored codes, so that phi = 0 gives back every stored SID."""
     codes = table.sids[items, :-1]
     residuals = residuals_along(embeddings[items], codes, codebooks)
     logits, taus = [], []
     for level in range(codebooks.levels):
-        d = squared_distances(residuals[:, level], centroids[level])
+        d = squared_distances(residuals[:, level], codebooks.centroids[level])
         top2 = np.partition(d, 1, axis=1)[:, :2]
         tau = max(float(np.median(top2[:, 1] - top2[:, 0])), 1e-6)
         stored = np.arange(len(items)), codes[:, level]
@@ -250,7 +250,7 @@ def tracer(problem: Problem, with_repair: bool = False) -> Outcome:
     bundle = problem.bundle
     start = fold(bundle.adapter, bundle.overlays)  # a method that trains has to start from the effective weights
     model = adapted_model(bundle.backbone, start, dropout=problem.params.train.dropout).train()
-    soft = soft_sids(bundle.table, problem.items, problem.embeddings, bundle.codebooks.centroids, bundle.codebooks)
+    soft = soft_sids(bundle.table, problem.items, problem.embeddings, bundle.codebooks)
     rows = tracer_rows(problem)
     phi, diagnostics = optimise(problem, model, soft, rows)
     model.eval()
@@ -268,9 +268,8 @@ def tracer(problem: Problem, with_repair: bool = False) -> Outcome:
     if with_repair:
         repair(problem, model, table)
     with torch.inference_mode():
-        hard = soft_sids(table, problem.items, problem.embeddings, bundle.codebooks.centroids, bundle.codebooks)
         one_hot = F.one_hot(torch.from_numpy(table.sids[problem.items, :-1]).long(), bundle.codebooks.codes).float()
-        log_p, is_forget, _ = soft_forward(model, rows.forget[:64], table, hard, one_hot)
+        log_p, is_forget, _ = soft_forward(model, rows.forget[:64], table, soft, one_hot)
         gap = float(_mean(log_p, is_forget)) - soft_ll
     diagnostics |= {"reassigned_share": float(moved.mean()), "hard_minus_soft_log_p": gap}
     return Outcome(

@@ -67,6 +67,8 @@ def test_summary_has_what_the_report_promises(night):
     keys += ["requests", "attempts", "utility", "forgetting"]
     assert all(key in summary for key in keys)
     assert summary["outcome"] == "promoted"
+    assert summary["validation"]["success"]
+    assert summary["validation"]["checks"] > 10
     assert (summary["champion_before"], summary["data_version"]) != (summary["champion_after"], None)
     for attempt in summary["attempts"]:
         assert {"method", "verdict", "wall_s", "gates"} <= attempt.keys()

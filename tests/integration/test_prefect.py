@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
@@ -50,11 +51,9 @@ def stop(process: subprocess.Popen) -> None:
 def wait_for(condition, seconds: float):
     deadline = time.monotonic() + seconds
     while True:
-        try:
+        with suppress(httpx.HTTPError):  # not up yet
             if value := condition():
                 return value
-        except httpx.HTTPError:
-            pass
         assert time.monotonic() < deadline, "timed out"
         time.sleep(0.3)
 

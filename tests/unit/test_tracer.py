@@ -22,7 +22,7 @@ CODES, LEVELS = 8, 4
 
 
 def soft_of(bundle, items, embeddings, table=None):
-    return soft_sids(table or bundle.table, items, embeddings, bundle.codebooks.centroids, bundle.codebooks)
+    return soft_sids(table or bundle.table, items, embeddings, bundle.codebooks)
 
 
 def stored(table, items):
@@ -100,7 +100,7 @@ def test_phi_of_zero_gives_back_a_code_that_wins_by_less_than_float32_sees(bundl
     codebooks = replace(bundle.codebooks, centroids=centroids)
     for code in (2, 6):
         table = SidTable(("a", "b"), np.array([[code, 0, 0, 0], [5, 1, 1, 0]], np.int32), Vocabulary((8, 8, 8, 8)))
-        soft = soft_sids(table, np.array([0]), z, centroids, codebooks)
+        soft = soft_sids(table, np.array([0]), z, codebooks)
         assert soft.q(torch.zeros_like(soft.logits0)).argmax(-1)[0, 0] == code
 
 

@@ -1,0 +1,61 @@
+"""How results look on a terminal: JSON, lines or a table."""
+
+import json
+import sys
+from typing import Any
+
+import typer
+
+
+def show(value: Any, as_json: bool, rows: list[dict] | None = None, title: str = "") -> None:
+    """Print `value` as JSON, or `rows` as a table, or `value` as lines of `key: value`."""
+    if as_json:
+        typer.echo(json.dumps(value, indent=1, default=str))
+        return
+    if rows is None:
+        pairs = value if isinstance(value, dict) else {title or "result": value}
+        for key, item in pairs.items():
+            typer.echo(f"{key}: {item if not isinstance(item, dict | list) else json.dumps(item, default=str)}")
+        return
+    if not rows:
+        typer.echo(f"No {title or 'rows'}.")
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title or None)
+    for column in rows[0]:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*("" if v is None else str(v) for v in row.values()))
+    Console(width=None if sys.stdout.isatty() else 140).print(table)
+
+
+def measure_rows(measures: dict) -> list[dict]:
+    return [
+        {"metric": k, **{x: round(m[x], 4) for x in ("value", "low", "high")}, "n": m["n"]} for k, m in measures.items()
+    ]
+
+
+def attempt_rows(summary: dict) -> list[dict]:
+    rows = []
+    for a in summary["attempts"]:
+        undecided = [f"{g['name']} {g['verdict']}" for g in a["gates"] if g["blocking"] and g["verdict"] != "PASS"]
+        rows.append(
+            {"group": a["group"], "method": a["method"], "verdict": a["verdict"], "seconds": a["wall_s"],
+             "gates that did not pass": ", ".join(undecided)}
+        )  # fmt: skip
+    return rows
+
+
+def request_rows(summary: dict) -> list[dict]:
+    return [
+        {
+            "request": r["id"],
+            "kind": r["kind"],
+            "about": r["label"] or "a person",
+            "state": r["state"],
+            "method": r["method"],
+        }
+        for r in summary["requests"]
+    ]

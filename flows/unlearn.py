@@ -43,15 +43,16 @@ def unlearn(home: str | None = None, trigger: str = "nightly") -> dict:
 def _night(workspace: Workspace) -> dict:
     started = datetime.now(UTC)
     champion = steps.open_registry(workspace).champion().number
-    batch_id = unlearning.claim_batch(workspace)
+    batch_id, waiting = unlearning.claim_batch(workspace)
     if batch_id is None:
-        return _nothing(workspace, champion, started)
+        return _nothing(workspace, champion, started, waiting)
     ledger = open_ledger(workspace)
     details = ledger.stage(batch_id).details
     if "started_at" not in details:
         facts = {
             "started_at": started.isoformat(), "champion_before": champion,
             "data_version_before": data_version(workspace.data_pin), "data_pin_before": workspace.data_pin.read_text(),
+            "waiting": waiting,
         }  # fmt: skip
         ledger.set_stage(batch_id, "started", facts, now=started)
     if "unlearned_at" not in details and "outcome" not in details:
@@ -88,7 +89,7 @@ def _climb(workspace: Workspace, batch_id: str, attempts: list[dict]) -> dict[st
     start, last = None, None
     plan = unlearning.plan_ladders(workspace, batch_id)
     for group in plan:
-        reason = "First rung of the ladder."
+        reason = f"{group['reason']} This is the first rung."
         for method in group["ladder"]:
             number = len(attempts) + 1
             tried = unlearning.climb_rung(workspace, batch_id, group["group"], method, number, start, reason)
@@ -137,11 +138,11 @@ def _give_up(workspace: Workspace, batch_id: str, details: dict) -> dict:
     )
 
 
-def _nothing(workspace: Workspace, champion: str, started: datetime) -> dict:
+def _nothing(workspace: Workspace, champion: str, started: datetime, waiting: str) -> dict:
     version = data_version(workspace.data_pin) if workspace.data_pin.exists() else None
     summary = Summary(
-        outcome="nothing to do", started_at=started, finished_at=datetime.now(UTC), champion_before=champion,
-        champion_after=champion, data_version_before=version, data_version=version,
+        outcome="nothing to do", reason=waiting, started_at=started, finished_at=datetime.now(UTC),
+        champion_before=champion, champion_after=champion, data_version_before=version, data_version=version,
     )  # fmt: skip
     write_report(summary, workspace.reports / "latest")
     return summary.model_dump(mode="json", by_alias=True)

@@ -6,18 +6,16 @@ Exit codes: 0 done, 1 refused or failed (the message says what to do), 2 wrong u
 import json
 import os
 import sys
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from genrec import __version__
-from genrec.config import Workspace
-from genrec.config import workspace as current_workspace
-from genrec.environment import prepare_environment
+from genrec.cli_bench import bench_app
+from genrec.cli_calibration import calibration_app
 from genrec.errors import DataError, GenrecError
-from genrec.terminal import attempt_rows, measure_rows, request_rows, show
+from genrec.terminal import Json, attempt_rows, measure_rows, now, open_workspace, request_rows, run_flow, show
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False, help=__doc__.split("\n")[0]
@@ -30,25 +28,10 @@ models_app = typer.Typer(no_args_is_help=True, help="Registered model versions."
 stage_app = typer.Typer(no_args_is_help=True, help="The DVC stages, one command each (dvc.yaml calls them).")
 for name, group in {
     "data": data_app, "sid": sid_app, "forget": forget_app, "requests": requests_app, "models": models_app,
-    "stage": stage_app,
+    "bench": bench_app, "stage": stage_app,
 }.items():  # fmt: skip
     app.add_typer(group, name=name)
-
-Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
-
-
-def open_workspace() -> Workspace:
-    """The current workspace, with the tools' environment set; Prefect keeps quiet, errors come as one line."""
-    os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")
-    workspace = current_workspace()
-    prepare_environment(workspace)
-    if workspace.params_file.exists():
-        workspace.params()  # a wrong key is refused by every command, not only by those that use it
-    return workspace
-
-
-def now() -> datetime:
-    return datetime.now(UTC)
+app.add_typer(calibration_app)
 
 
 @app.command()
@@ -168,7 +151,7 @@ def train(force: Annotated[bool, typer.Option(help="run every stage again")] = F
     open_workspace()
     from flows.train import train as flow
 
-    result = _run(flow, force=force)
+    result = run_flow(flow, force=force)
     utility = {k: round(m["value"], 4) for k, m in result["utility"].items()}
     show(result if as_json else {"version": result["version"], "verdict": result["verdict"], **utility}, as_json)
 
@@ -303,7 +286,7 @@ def night(as_json: Json = False) -> None:
     workspace = open_workspace()
     from flows.unlearn import unlearn as flow
 
-    summary = _run(flow, trigger="command line")
+    summary = run_flow(flow, trigger="command line")
     if as_json:
         show(summary, True)
         return
@@ -372,14 +355,6 @@ def _add_stage(name: str) -> None:
 
 for _name in ("prepare", "validate", "embed", "sid", "backbone", "train", "evaluate"):
     _add_stage(_name)
-
-
-def _run(flow, **parameters):
-    """Run a flow in this process, without the heartbeat thread that a worker's run has."""
-    from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
-
-    with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
-        return flow(**parameters)
 
 
 def main() -> None:

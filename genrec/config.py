@@ -11,16 +11,13 @@ from pathlib import Path
 from typing import Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from genrec.audit_params import BenchParams, RelearnParams
 from genrec.errors import ConfigError, unknown
-
-
-class Section(BaseModel):
-    """A frozen part of the tree: unknown keys are errors."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+from genrec.section import Section
+from genrec.unlearning_params import UnlearningParams
 
 
 class SimulatedParams(Section):
@@ -101,53 +98,28 @@ class DecodingParams(Section):
     batch_size: int = Field(128, ge=1, description="users decoded at once")
 
 
-class UcanParams(Section):
-    """U-CAN, arXiv 2602.23400 (reconstruction): contrast, utility, soft attenuation."""
-
-    risk_weight: float = Field(0.6, ge=0, le=1, description="lambda: weight of the contrast against (1 - utility)")
-    quantile: float = Field(0.9, gt=0, lt=1, description="risk quantile above which a dimension decays")
-    decay: float = Field(3.0, gt=0, description="beta of the exponential decay")
-    floor: float = Field(0.05, ge=0, lt=1, description="s_min, the smallest scale")
-    retain_users: int = Field(200, ge=1, description="size of the retain sample whose activations are streamed")
-
-
-class TracerParams(Section):
-    """TRACER, arXiv 2606.07688."""
-
-    steps: int = Field(60, ge=1, description="at least; every forget row is used once")
-    batch_size: int = Field(24, ge=3, description="rows per step: a third each forget, retain and coherence")
-    learning_rate: float = Field(2e-4, gt=0, description="adapter (AdamW)")
-    phi_learning_rate: float = Field(0.05, gt=0, description="assignment scores, in units of tau (AdamW)")
-    forget_weight: float = Field(0.1, ge=0, description="l1")
-    coherence_weight: float = Field(0.05, ge=0, description="l2")
-    score_weight: float = Field(1e-3, ge=0, description="l3")
-    coherence_items: int = Field(5, ge=1, description="K nearest retained items that take the freed mass")
-    forget_margin: float = Field(4.0, ge=0, description="L_F stops at this many nat per item below a uniform guess")
-    sharpen: float = Field(10.0, ge=1, description="factor by which tau shrinks over the run")
-    repair_steps: int = Field(60, ge=1, description="retain-only steps of the `tracer_repair` rung")
-
-
-class UnlearningParams(Section):
-    ucan: UcanParams = UcanParams()
-    tracer: TracerParams = TracerParams()
-    user_ladder: tuple[str, ...] = Field(("ucan", "retrain"), description="methods tried for users, in order")
-    concept_ladder: tuple[str, ...] = Field(
-        ("tracer", "tracer_repair", "retrain"), description="methods tried for concepts and items, in order"
-    )
-
-
 class GateParams(Section):
     """Limits of evaluation.md. `nat` figures are per token."""
 
     confidence: float = Field(0.95, gt=0.5, lt=1)
     bootstrap: int = Field(2000, ge=100, description="bootstrap resamples")
     concept_sh10: float = Field(0.005, ge=0, description="largest upper bound of SH@10 on the bare model")
+    concept_margin: float = Field(
+        0.005, ge=0, description="SH@10 allowed above the retrained model's, where there is one"
+    )
+    min_users: int = Field(10, ge=1, description="fewer forgotten people than this leave the user gates INCONCLUSIVE")
     user_nll: float = Field(0.05, gt=0, description="equivalence bound of the NLL gap to never-seen users, nat/token")
+    user_nll_retrained: float = Field(
+        0.025, gt=0, description="the same over a retrained model's gap, paired, where there is one"
+    )
     membership: tuple[float, float] = Field((0.45, 0.55), description="the interval the attack's AUC must lie in")
     utility_ratio: float = Field(0.98, gt=0, description="smallest lower bound of the NDCG@10 ratio")
     utility_nll: float = Field(0.02, gt=0, description="largest upper bound of the test NLL increase, nat/token")
     collateral_ratio: float = Field(0.95, gt=0, description="as utility_ratio, on items sharing SID tokens")
     collateral_nll: float = Field(0.05, gt=0, description="as utility_nll, on items sharing SID tokens")
+    relearn_gain: float = Field(
+        0.01, ge=0, description="what relearning may bring back beyond the retrained model's gain"
+    )
     drift: float = Field(0.03, gt=0, description="cumulative NDCG@10 loss that schedules a full training")
     cost_share: float = Field(0.10, gt=0, description="wall time as a share of retraining (reported only)")
 
@@ -156,6 +128,27 @@ class RequestParams(Section):
     max_concept_share: float = Field(0.3, gt=0, lt=1, description="a concept covering more of the catalogue is refused")
     due_days: int = Field(30, ge=1)
     lease_seconds: int = Field(120, ge=5, description="a lease without a heartbeat for this long is dead")
+    defer_days: int = Field(
+        0, ge=0, description="people too few for an uncalibrated method wait until this close to due_at; 0: never"
+    )
+
+
+class CalibrationParams(Section):
+    """The weekly run of the user ladder's approximate methods on a shadow cohort."""
+
+    users: int = Field(
+        85, ge=1, description="retained users in the cohort; never more than a third of the trained ones"
+    )
+    max_age_days: int = Field(14, ge=1, description="a calibration that passed is valid for this long")
+
+
+class RouterParams(Section):
+    """When a group of users may climb which rung."""
+
+    split_half: float = Field(
+        0.2, ge=-1, le=1, description="smallest split-half correlation at which a contrast carries information"
+    )
+    min_users: int = Field(50, ge=1, description="from here on a group may try a method that has no calibration")
 
 
 class Params(Section):
@@ -172,7 +165,11 @@ class Params(Section):
     decoding: DecodingParams = DecodingParams()
     unlearning: UnlearningParams = UnlearningParams()
     gates: GateParams = GateParams()
+    relearn: RelearnParams = RelearnParams()
+    bench: BenchParams = BenchParams()
     requests: RequestParams = RequestParams()
+    calibration: CalibrationParams = CalibrationParams()
+    router: RouterParams = RouterParams()
 
 
 def load_params(path: Path) -> Params:
@@ -189,6 +186,16 @@ def load_params(path: Path) -> Params:
         return Params.model_validate(tree)
     except ValidationError as error:
         raise ConfigError(f"{path}: " + "; ".join(_explain(e) for e in error.errors())) from error
+
+
+def known_params(tree: dict, section: type[BaseModel] = Params) -> dict:
+    """`tree` without the keys this version of the code does not have: what an older version's bundle was made with."""
+    kept = {name: value for name, value in tree.items() if name in section.model_fields}
+    for name, value in kept.items():
+        inner = section.model_fields[name].annotation
+        if isinstance(value, dict) and isinstance(inner, type) and issubclass(inner, BaseModel):
+            kept[name] = known_params(value, inner)
+    return kept
 
 
 def _explain(error: dict) -> str:

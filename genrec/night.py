@@ -11,6 +11,7 @@ import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 
@@ -22,9 +23,9 @@ from genrec.data.sequences import Dataset, ForgetSet, load_dataset, read_forget_
 from genrec.data.version import data_version
 from genrec.errors import RequestError, UnlearningError
 from genrec.evaluation import gates
-from genrec.evaluation.forgetting import concept_exposure, user_forgetting
 from genrec.evaluation.gates import Gate
-from genrec.evaluation.ranking import TOP, Cases, Ranking, held_out, rank, utility
+from genrec.evaluation.judge import Erased, Forgotten, Measured, judge, measure
+from genrec.evaluation.ranking import Ranking, utility
 from genrec.evaluation.statistics import Bootstrap, Measure
 from genrec.models.bundle import Bundle, load_bundle, read_manifest, save_bundle
 from genrec.pipeline import code_version, load_embeddings
@@ -33,24 +34,19 @@ from genrec.requests.ledger import Batch
 from genrec.requests.store import open_ledger
 from genrec.unlearning import Problem, method
 
-SHARED_LEVELS = 2
-"""A test target is in the collateral slice when it shares at least this many SID tokens with a forgotten item."""
-
 
 def open_registry(workspace: Workspace) -> Registry:
     return Registry(workspace.mlflow_uri, workspace.mlruns, workspace.settings.model_name)
 
 
-@dataclass(frozen=True)
-class Group:
-    """Requests that one ladder serves. users: indices into the restored dataset; items: item indices."""
+@dataclass(frozen=True, eq=False)
+class Group(Forgotten):
+    """Requests of one kind that climb one ladder; `ladder` as configured, before the router."""
 
     name: str
-    label: str
     request_ids: tuple[str, ...]
+    kind: str
     ladder: tuple[str, ...]
-    users: np.ndarray
-    items: np.ndarray
 
 
 class Night:
@@ -83,16 +79,8 @@ class Night:
         return restore(self.retained, self.forget)
 
     @cached_property
-    def cases(self) -> Cases:
-        """Test targets of the people who stay, on the data as it will be."""
-        return held_out(self.retained)
-
-    @cached_property
-    def provoking(self) -> Cases:
-        """Their test cases with the concept still in the histories: what a serving log may send."""
-        cases = held_out(self.restored)
-        staying = set(self.retained.user_ids)
-        return cases.select(np.array([self.restored.user_ids[u] in staying for u in cases.users], bool))
+    def erased(self) -> Erased:
+        return Erased(self.retained, self.restored, self.groups, self.params.gates, self.plan)
 
     @cached_property
     def groups(self) -> tuple[Group, ...]:
@@ -105,29 +93,37 @@ class Night:
         for request_id, subject in self.batch.subjects:
             by_kind[subject.kind].append((request_id, subject))
         found = [
-            Group(f"concept: {s.concept}", s.concept, (r,), params.concept_ladder, none, data.concepts[s.concept])
+            Group(
+                s.concept,
+                none,
+                data.concepts[s.concept],
+                f"concept: {s.concept}",
+                (r,),
+                "concept",
+                params.concept_ladder,
+            )
             for r, s in by_kind["concept"]
         ]
         if by_kind["item"]:
             ids, subjects = zip(*by_kind["item"], strict=True)
             items = np.unique([index[s.item_id] for s in subjects])
-            found.append(Group("items", "the items", tuple(ids), params.concept_ladder, none, items))
+            found.append(Group("the items", none, items, "items", tuple(ids), "item", params.concept_ladder))
         if by_kind["user"]:
             ids, subjects = zip(*by_kind["user"], strict=True)
             users = np.array([user_index[s.user_id] for s in subjects], np.int64)
-            found.append(Group("users", "the users", tuple(ids), params.user_ladder, users, none))
+            found.append(Group("the users", users, none, "users", tuple(ids), "user", params.user_ladder))
         if by_kind["interaction"]:
             ids = tuple(r for r, _ in by_kind["interaction"])
-            found.append(Group("interactions", "the interactions", ids, ("retrain",), none, none))
+            found.append(Group("the interactions", none, none, "interactions", ids, "interaction", ("retrain",)))
         return tuple(found)
 
     @cached_property
-    def before(self) -> "Measured":
+    def before(self) -> Measured:
         """The champion on this night's data; measured once and kept."""
         path = self.folder / "champion.npz"
         if not path.exists():
             self.folder.mkdir(parents=True, exist_ok=True)
-            measured = measure(self, self.champion, self.groups)
+            measured = measure(self.erased, self.champion, self.groups)
             temporary = path.with_suffix(".tmp.npz")
             np.savez(temporary, top=measured.ranking.top, rank=measured.ranking.rank, nll=measured.ranking.nll)
             (self.folder / "champion.json").write_text(json.dumps(figures(measured.forgetting)))
@@ -136,75 +132,6 @@ class Night:
             ranking = Ranking(arrays["top"], arrays["rank"], arrays["nll"])
         forgetting = json.loads((self.folder / "champion.json").read_text())
         return Measured(ranking, {name: Measure(**m) for name, m in forgetting.items()})
-
-
-@dataclass(frozen=True)
-class Measured:
-    """A bundle on one night's data: utility per case, forgetting figures by name."""
-
-    ranking: Ranking
-    forgetting: dict[str, Measure]
-
-
-def measure(night: Night, bundle: Bundle, groups: Sequence[Group]) -> Measured:
-    """Rank the staying people's targets and take the forgetting figures of `groups`, all on the bare model."""
-    model = bundle.model()
-    forgetting: dict[str, Measure] = {}
-    concepts = [group for group in groups if len(group.items)]
-    if concepts:
-        provoked = rank(bundle, model, night.provoking)
-        for group in concepts:
-            name = f"sh@10 {group.label}"
-            confidence = night.params.gates.confidence
-            forgetting[name] = concept_exposure(provoked, night.provoking, group.items, TOP, confidence)
-    for group in groups:
-        if len(group.users):
-            figures = user_forgetting(bundle, model, night.restored, group.users, night.plan)
-            forgetting |= {"user NLL gap": figures.gap, "membership AUC": figures.membership}
-    return Measured(rank(bundle, model, night.cases), forgetting)
-
-
-def judge(
-    night: Night, groups: Sequence[Group], start: Bundle, candidate: Bundle, exact: bool, wall_s: float
-) -> tuple[list[Gate], Measured]:
-    """All gates of `groups` for a candidate, against the champion."""
-    limits, before, after = night.params.gates, night.before, measure(night, candidate, groups)
-    movable = np.concatenate([group.items for group in groups])
-    forgetting: list[Gate] = []
-    for group in groups:
-        if len(group.items):
-            forgetting.append(gates.concept_gate(after.forgetting[f"sh@10 {group.label}"], limits, group.label))
-        if len(group.users):
-            gap, attack = after.forgetting["user NLL gap"], after.forgetting["membership AUC"]
-            forgetting.extend(gates.user_gates(gap, attack, limits))
-    found = [gates.integrity(start, candidate, night.retained, night.forget, movable)]
-    found += [gates.by_construction(gate) for gate in forgetting] if exact else forgetting
-    found.append(
-        gates.utility_gate(
-            "utility", before.ranking, after.ranking, limits.utility_ratio, limits.utility_nll, night.plan
-        )
-    )
-    if len(movable):
-        sids = night.champion.table.sids[:, :-1]
-        shares = np.zeros(len(sids), bool)
-        for item in movable:
-            shares |= (sids == sids[item]).sum(1) >= SHARED_LEVELS
-        beside = shares[night.cases.targets]
-        found.append(
-            gates.utility_gate(
-                "collateral",
-                before.ranking.select(beside),
-                after.ranking.select(beside),
-                limits.collateral_ratio,
-                limits.collateral_nll,
-                night.plan,
-            )
-        )
-    so_far = 1.0 if exact else night.champion.lineage.utility_ratio
-    found.append(gates.drift_gate(before.ranking, after.ranking, so_far, limits, night.plan))
-    if night.champion.lineage.retrain_s:
-        found.append(gates.cost_gate(wall_s, night.champion.lineage.retrain_s, limits))
-    return found, after
 
 
 def erase_batch(night: Night) -> Erasure:
@@ -217,8 +144,8 @@ def erase_batch(night: Night) -> Erasure:
 def attempt(night: Night, group_name: str, method_name: str, number: int, start: str | None, reason: str) -> dict:
     """Climb one rung: run the method on a copy of `start` (a candidate folder; None is the champion), judge, register.
 
-    Returns the attempt as JSON: group, method, verdict, wall_s, reason, gates, diagnostics, figures, folder, version.
-    A repeat reads what the first run left.
+    Returns the attempt as JSON: group, method, verdict, wall_s, reason, gates, diagnostics, figures, folder, version,
+    and the calibration that carries its inconclusive forgetting gates. A repeat reads what the first run left.
     """
     record = night.folder / f"attempt-{number}.json"
     if record.exists():
@@ -233,6 +160,7 @@ def attempt(night: Night, group_name: str, method_name: str, number: int, start:
     )  # fmt: skip
     started = time.perf_counter()
     result = {"group": group.name, "label": group.label, "method": method_name, "reason": reason, "number": number}
+    result["carried"] = _plans(night)[group.name]["carried"].get(method_name)
     try:
         outcome = chosen.run(problem)
     except UnlearningError as error:
@@ -242,7 +170,11 @@ def attempt(night: Night, group_name: str, method_name: str, number: int, start:
     wall = round(time.perf_counter() - started, 2)
     denied = {night.retained.item_ids[i] for i in group.items}
     candidate = replace(outcome.bundle, deny=tuple(sorted({*outcome.bundle.deny, *denied})), params=night.params)
-    found, after = judge(night, [group], bundle, candidate, chosen.exact, wall)
+    found, after = judge(
+        night.erased, [group], bundle, night.champion, night.before, candidate,
+        exact=chosen.exact, wall_s=wall, forget=night.forget,
+    )  # fmt: skip
+    found = carry(found, result["carried"])
     candidate = candidate.with_lineage(
         data_version=data_version(night.workspace.data_pin), code_version=code_version(), parent=night.champion_number,
         batch_id=night.batch.id, method=method_name, requests=night.batch.request_ids,
@@ -268,7 +200,11 @@ def judge_final(night: Night, last: dict, number: int) -> dict:
         return json.loads(record.read_text())
     candidate = load_bundle(night.folder / last["folder"])
     started = time.perf_counter()
-    found, after = judge(night, night.groups, night.champion, candidate, last["exact"], last["wall_s"])
+    found, after = judge(
+        night.erased, night.groups, night.champion, night.champion, night.before, candidate,
+        exact=last["exact"], wall_s=last["wall_s"], forget=night.forget,
+    )  # fmt: skip
+    found = carry(found, last["carried"])  # people come after concepts: the last attempt's method served them
     result = {
         **last, "group": "final", "label": "the whole batch", "number": number,
         "reason": "Every gate again, for all requests of the night at once, on the last candidate.",
@@ -279,6 +215,18 @@ def judge_final(night: Night, last: dict, number: int) -> dict:
     for gate in found:
         registry.tag(last["version"], f"final.{gate.name}", gate.verdict)
     return _write_once(record, result)
+
+
+def _plans(night: Night) -> dict[str, dict]:
+    return open_ledger(night.workspace).stage(night.batch.id).details["plans"]
+
+
+def carry(found: Sequence[Gate], calibration: dict | None) -> list[Gate]:
+    """The gates with those carried that the plan's `calibration` ({id, at, n}; None: nothing does) speaks for."""
+    if calibration is None:
+        return list(found)
+    at = datetime.fromisoformat(calibration["at"])
+    return [gates.by_calibration(gate, at, calibration["n"]) for gate in found]
 
 
 def _utility_ratio(night: Night, found: Sequence[Gate], exact: bool) -> float:
@@ -307,19 +255,19 @@ def _register(night: Night, folder: str, result: dict) -> str:
     return registry.register(night.folder / folder, metrics=metrics, params=params, tags=tags, artefacts=artefacts)
 
 
-def _finite(value):
+def finite(value):
     """The same tree with None for NaN and infinity, which strict JSON and the audit chain do not hold."""
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _write_once(path: Path, value: dict) -> dict:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(_finite(value), indent=1, allow_nan=False))
+    temporary.write_text(json.dumps(finite(value), indent=1, allow_nan=False))
     os.replace(temporary, path)
     return json.loads(path.read_text())
 

@@ -5,7 +5,8 @@ transaction, so `promote` sets `previous` first and can be repeated after a cras
 """
 
 import math
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from contextlib import redirect_stderr
 from dataclasses import dataclass
 from io import StringIO
@@ -14,7 +15,7 @@ from pathlib import Path
 from genrec.errors import RegistryError
 from genrec.models.bundle import Bundle, load_bundle, read_manifest
 
-EXPERIMENT = "genrec"
+EXPERIMENT, BENCH_EXPERIMENT = "genrec", "genrec bench"
 CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
 
 
@@ -46,11 +47,12 @@ class Registry:
         mlruns.mkdir(parents=True, exist_ok=True)
         mlflow.set_tracking_uri(uri)
         self._mlflow, self._client, self.name = mlflow, MlflowClient(uri), name
+        self._artefacts = (mlruns / "artifacts").as_uri()
         experiment = self._client.get_experiment_by_name(EXPERIMENT)
         self._experiment = (
             experiment.experiment_id
             if experiment
-            else self._client.create_experiment(EXPERIMENT, artifact_location=(mlruns / "artifacts").as_uri())
+            else self._client.create_experiment(EXPERIMENT, artifact_location=self._artefacts)
         )
 
     def register(
@@ -100,6 +102,18 @@ class Registry:
             number = str(mlflow.register_model(info.model_uri, self.name, tags=tags).version)
         self._client.set_registered_model_alias(self.name, CHALLENGER, number)
         return number
+
+    def log_run(
+        self, name: str, *, metrics: Mapping[str, float], tags: Mapping[str, str], artefacts: Mapping[str, str]
+    ) -> str:
+        """Log a run that makes no model version; returns its id. `artefacts` are texts by file name."""
+        mlflow = self._mlflow
+        with redirect_stderr(StringIO()), mlflow.start_run(experiment_id=self._experiment, run_name=name) as run:
+            mlflow.set_tags(tags)
+            mlflow.log_metrics({_metric_name(k): float(v) for k, v in metrics.items() if math.isfinite(v)})
+            for file, text in artefacts.items():
+                mlflow.log_text(text, file)
+        return run.info.run_id
 
     def version(self, alias_or_number: str) -> Version | None:
         """The version an alias or a number names, or None."""
@@ -153,6 +167,24 @@ class Registry:
             self._client.set_registered_model_alias(self.name, PREVIOUS, current.number)
         self._client.set_registered_model_alias(self.name, CHAMPION, number)
         return current.number if current else None
+
+    def log_bench(self, name: str, tags: Mapping[str, str], children: Sequence[Mapping], files: Sequence[Path]) -> str:
+        """One parent run with `files`, and a child run per item of `children` ({name, tags, metrics}); its id."""
+        from mlflow.entities import Metric, RunTag
+
+        client, now = self._client, int(time.time() * 1000)
+        experiment = self._client.get_experiment_by_name(BENCH_EXPERIMENT)
+        place = experiment.experiment_id if experiment else client.create_experiment(BENCH_EXPERIMENT, self._artefacts)
+        parent = client.create_run(place, run_name=name, tags=dict(tags)).info.run_id
+        for child in children:
+            run = client.create_run(place, run_name=child["name"], tags={"mlflow.parentRunId": parent}).info.run_id
+            metrics = [Metric(_metric_name(k), float(v), now, 0) for k, v in child["metrics"].items()]
+            client.log_batch(run, metrics, tags=[RunTag(k, str(v)) for k, v in child["tags"].items()])
+            client.set_terminated(run)
+        for path in files:
+            client.log_artifact(parent, str(path))
+        client.set_terminated(parent)
+        return parent
 
     def log_file(self, run_id: str, path: Path) -> None:
         """Keep a file with a run."""

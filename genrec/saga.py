@@ -8,6 +8,7 @@ rows destroyed, requests fulfilled.
 from dataclasses import replace
 from datetime import UTC, datetime
 
+from genrec.evaluation.gates import CARRIED
 from genrec.evaluation.ranking import utility
 from genrec.night import Night, bundle_hash, destroy_sealed, discard_candidates, figures, open_registry
 from genrec.pipeline import code_version
@@ -91,7 +92,8 @@ def _gate_figure(gate: dict) -> certificates.GateFigure:
 
 def _certified_rule(gate: dict) -> str:
     """The checkable rule where the verdict follows from the figure alone, else the words."""
-    return gate["check"] if gate["name"] not in ("utility", "collateral") else gate["rule"]
+    in_words = gate["name"] in ("utility", "collateral") or CARRIED in gate["rule"]
+    return gate["rule"] if in_words else gate["check"]
 
 
 def report(night: Night, sid_diff: list[dict]) -> dict:
@@ -102,8 +104,8 @@ def report(night: Night, sid_diff: list[dict]) -> dict:
     before = utility(night.before.ranking, len(night.retained.item_ids), night.plan)
     version = registry.version(details["version"])
     summary = _summary(
-        night, details, _fulfilled(night), outcome="promoted", finished_at=details["unlearned_at"],
-        champion_after=details["version"], sid_diff=sid_diff,
+        night, details, _fulfilled(night), outcome="promoted", reason=details.get("waiting", ""),
+        finished_at=details["unlearned_at"], champion_after=details["version"], sid_diff=sid_diff,
         utility=Comparison.model_validate({"before": figures(before), "after": last["utility"]}),
         forgetting=Comparison.model_validate({"before": figures(night.before.forgetting), "after": last["forgetting"]}),
         lineage=Lineage(

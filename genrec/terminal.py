@@ -1,10 +1,40 @@
-"""How results look on a terminal: JSON, lines or a table."""
+"""What the commands share: the workspace, a flow in this process, and how results look (JSON, lines or a table)."""
 
 import json
+import os
 import sys
-from typing import Any
+from datetime import UTC, datetime
+from typing import Annotated, Any
 
 import typer
+
+from genrec.config import Workspace
+from genrec.config import workspace as current_workspace
+from genrec.environment import prepare_environment
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+
+
+def open_workspace() -> Workspace:
+    """The current workspace, with the tools' environment set; Prefect keeps quiet, errors come as one line."""
+    os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")
+    workspace = current_workspace()
+    prepare_environment(workspace)
+    if workspace.params_file.exists():
+        workspace.params()  # a wrong key is refused by every command, not only by those that use it
+    return workspace
+
+
+def now() -> datetime:
+    return datetime.now(UTC)
+
+
+def run_flow(flow, **parameters):
+    """Run a flow in this process, without the heartbeat thread that a worker's run has."""
+    from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+
+    with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
+        return flow(**parameters)
 
 
 def show(value: Any, as_json: bool, rows: list[dict] | None = None, title: str = "") -> None:

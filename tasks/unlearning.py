@@ -6,22 +6,23 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from genrec import night as steps
+from genrec import planning
 from genrec.config import Workspace
-from genrec.requests.store import open_ledger
 
 
 @task(cache_policy=NO_CACHE)
-def claim_batch(workspace: Workspace) -> str | None:
-    """Claim what is due and pending as one batch, or the batch a crash left open. Returns its id."""
-    batch = open_ledger(workspace).claim(now=datetime.now(UTC))
-    return batch.id if batch else None
+def claim_batch(workspace: Workspace) -> tuple[str | None, str]:
+    """Claim what is due and pending as one batch, or the batch a crash left open: its id, and who waits or ""."""
+    batch, waiting = planning.claim(workspace, datetime.now(UTC))
+    return batch.id if batch else None, waiting
 
 
 @task(cache_policy=NO_CACHE)
 def plan_ladders(workspace: Workspace, batch_id: str) -> list[dict]:
-    """The groups of the batch and the ladder of each: {group, ladder}."""
+    """The groups of the batch, the ladder the router gave each and why: {group, ladder, reason, carried}."""
     night = steps.open_night(workspace, batch_id)
-    return [{"group": group.name, "ladder": list(group.ladder)} for group in night.groups]
+    plans = planning.plan(night, datetime.now(UTC))
+    return [{"group": group.name, **plans[group.name]} for group in night.groups]
 
 
 @task(cache_policy=NO_CACHE, task_run_name="{group}: {method}")

@@ -126,6 +126,21 @@ def restore(dataset: Dataset, forget_set: ForgetSet) -> Dataset:
     )
 
 
+def without(dataset: Dataset, users: np.ndarray, items: np.ndarray) -> Dataset:
+    """The dataset as an erasure of `users` and `items` (indices) leaves it; split and catalogue stay as they were."""
+    owner = np.repeat(np.arange(len(dataset.user_ids)), np.diff(dataset.offsets))
+    keep = ~np.isin(owner, users) & ~np.isin(dataset.items, items)
+    lengths = np.bincount(owner[keep], minlength=len(dataset.user_ids))
+    left = np.flatnonzero(lengths)
+    return replace(
+        dataset,
+        user_ids=tuple(dataset.user_ids[u] for u in left),
+        offsets=np.concatenate([[0], np.cumsum(lengths[left])]),
+        items=dataset.items[keep],
+        split=dataset.split[keep],
+    )
+
+
 def _by_user(rows: pa.Table) -> tuple[tuple[str, ...], np.ndarray, pa.Table]:
     """User ids sorted, offsets [users + 1], and the rows sorted by user and position."""
     rows = rows.sort_by([("user_id", "ascending"), ("position", "ascending")])

@@ -237,6 +237,22 @@ def _amazon_beauty(raw: dict[str, bytes]) -> Tables:
     return Tables(interactions, _table(items, SCHEMAS["items"]))
 
 
+def _amazon_scientific(raw: dict[str, bytes]) -> Tables:
+    """Amazon Industrial & Scientific, 2018 release, in LC-Rec's format: item ids per user in order, without times; the
+    timestamp is the place in the history. Every copy of a repeated pair is kept here, `prepare` keeps the first.
+    """
+    histories = json.loads(raw["Scientific.inter.json"])
+    catalogue = json.loads(raw["Scientific.item.json"])
+    rows = [(user, str(item), place, None) for user in sorted(histories) for place, item in enumerate(histories[user])]
+    items = []
+    for item, facts in sorted(catalogue.items()):
+        tags = [tag.strip().replace("|", "/") for tag in facts["categories"].split(",")]
+        concepts = [tag for tag in dict.fromkeys(tags) if tag and tag != "Industrial & Scientific"]
+        parts = [facts["title"], facts["brand"], " > ".join(concepts)]
+        items.append((item, facts["title"], ". ".join(part for part in parts if part), concepts))
+    return Tables(_table(rows, SCHEMAS["interactions"]), _table(items, SCHEMAS["items"]))
+
+
 def _frame(raw: dict[str, bytes], file: str, columns: list[str]):
     try:
         return pq.read_table(io.BytesIO(raw[file])).select(columns).to_pandas()
@@ -281,5 +297,15 @@ SOURCES = {
         url="https://cseweb.ucsd.edu/~jmcauley/datasets/amazon/links.html",
         files={"interactions.parquet": None, "items.parquet": None},
         build=_amazon_beauty,
+    ),
+    "amazon-scientific": Source(
+        licence=(
+            "Amazon review data (McAuley et al., UCSD): no explicit open licence; offered for research,",
+            "with a request to cite. Do not publish reviewer ids.",
+        ),
+        citation="J. Ni, J. Li and J. McAuley. 2019. Justifying Recommendations. EMNLP-IJCNLP.",
+        url="https://cseweb.ucsd.edu/~jmcauley/datasets/amazon_v2/",
+        files={"Scientific.inter.json": None, "Scientific.item.json": None},
+        build=_amazon_scientific,
     ),
 }

@@ -12,7 +12,8 @@ from torch import nn
 
 from genrec.data.sequences import HOLDOUT, Dataset
 from genrec.evaluation.ranking import Cases, Ranking, training_histories
-from genrec.evaluation.statistics import Bootstrap, Measure, auc, matched_gap, wilson
+from genrec.evaluation.statistics import Bootstrap, Measure, auc, matched_gap, mean, wilson
+from genrec.models.beam import encode_histories, exact_scores
 from genrec.models.bundle import Bundle
 from genrec.training.rows import chunk_all, token_nll
 
@@ -20,12 +21,27 @@ MATCHES = 5
 """Never-seen users each forgotten user is compared with, the nearest in length."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class UserForgetting:
-    """gap: NLL(forgotten) - NLL(never seen, matched by length), nat per token; membership: AUC of the loss attack."""
+    """Mean NLL per token (nat) of training sequences: `forgotten` [n], `unseen` [m] of people no training saw, and the
+    MATCHES nearest in length of these for each forgotten one, int64 [n, MATCHES]."""
 
-    gap: Measure
-    membership: Measure
+    forgotten: np.ndarray
+    unseen: np.ndarray
+    matches: np.ndarray
+
+    def gap(self, plan: Bootstrap) -> Measure:
+        """NLL(forgotten) - NLL(never seen, matched by length), nat per token."""
+        return matched_gap(self.forgotten, self.unseen, self.matches, plan)
+
+    def gap_over(self, other: "UserForgetting", plan: Bootstrap) -> Measure:
+        """This model's gap minus another's on the same people, nat per token: paired, so what makes people differ in
+        difficulty cancels."""
+        return matched_gap(self.forgotten - other.forgotten, self.unseen - other.unseen, self.matches, plan)
+
+    def membership(self, plan: Bootstrap) -> Measure:
+        """AUC of the loss attack, forgotten against never seen."""
+        return auc(-self.forgotten, -self.unseen, plan)
 
 
 def user_nll(bundle: Bundle, model: nn.Module, dataset: Dataset, users: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
@@ -47,15 +63,12 @@ def holdout_users(dataset: Dataset) -> np.ndarray:
     return users[dataset.split[first] == HOLDOUT]
 
 
-def user_forgetting(
-    bundle: Bundle, model: nn.Module, restored: Dataset, forgotten: Sequence[int], plan: Bootstrap
-) -> UserForgetting:
-    """Measure both on `restored`, the dataset that still holds the forgotten users' rows."""
+def user_forgetting(bundle: Bundle, model: nn.Module, restored: Dataset, forgotten: Sequence[int]) -> UserForgetting:
+    """Take the likelihoods on `restored`, the dataset that still holds the forgotten users' rows."""
     nll_f, length_f = user_nll(bundle, model, restored, forgotten)
     nll_h, length_h = user_nll(bundle, model, restored, np.setdiff1d(holdout_users(restored), forgotten))
     distance = np.abs(np.log1p(length_f)[:, None] - np.log1p(length_h))
-    matches = np.argsort(distance, axis=1, kind="stable")[:, :MATCHES]
-    return UserForgetting(matched_gap(nll_f, nll_h, matches, plan), auc(-nll_f, -nll_h, plan))
+    return UserForgetting(nll_f, nll_h, np.argsort(distance, axis=1, kind="stable")[:, :MATCHES])
 
 
 def concept_exposure(ranking: Ranking, cases: Cases, items: np.ndarray, k: int, confidence: float) -> Measure:
@@ -63,3 +76,14 @@ def concept_exposure(ranking: Ranking, cases: Cases, items: np.ndarray, k: int, 
     asked_other = ~np.isin(cases.targets, items)
     shown = np.isin(ranking.top[asked_other, :k], items).any(1)
     return wilson(int(shown.sum()), int(asked_other.sum()), confidence)
+
+
+def concept_mass(bundle: Bundle, model: nn.Module, cases: Cases, items: np.ndarray, plan: Bootstrap) -> Measure:
+    """Probability summed over all SIDs of `items` given each history, exact and teacher-forced: mean over cases."""
+    window, size = bundle.params.architecture.window, bundle.params.decoding.batch_size
+    mass = np.zeros(len(cases.targets))
+    order = np.argsort([len(h) for h in cases.histories], kind="stable")
+    for part in (order[at : at + size] for at in range(0, len(order), size)):
+        prompts = encode_histories([cases.histories[i] for i in part], bundle.table, window)
+        mass[part] = exact_scores(model, prompts, bundle.table, items=items).exp().sum(1).numpy()
+    return mean(mass, plan)

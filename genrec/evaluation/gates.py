@@ -7,12 +7,14 @@ only, and it passes unless a gate FAILs.
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from datetime import datetime
 from typing import Literal
 
 import numpy as np
 
 from genrec.config import GateParams
 from genrec.data.sequences import Dataset, ForgetSet
+from genrec.evaluation.forgetting import UserForgetting
 from genrec.evaluation.ranking import Ranking
 from genrec.evaluation.statistics import Bootstrap, Measure, mean, ratio
 from genrec.models.bundle import Bundle
@@ -24,7 +26,8 @@ Verdict = Literal["PASS", "FAIL", "INCONCLUSIVE"]
 class Gate:
     """One gate's outcome. `limit` is a number or a (low, high) pair; `blocking` gates decide the attempt.
 
-    check: how the verdict follows from the interval: `high <= limit`, `low >= limit` or `inside limit`.
+    check: how the verdict follows from the interval: `high <= limit`, `low >= limit`, `inside limit`
+    or `overlaps limit`.
     """
 
     name: str
@@ -68,7 +71,7 @@ def either(*verdicts: Verdict) -> Verdict:
     return "FAIL" if all(v == "FAIL" for v in verdicts) else "INCONCLUSIVE"
 
 
-AT_MOST, AT_LEAST, INSIDE = "high <= limit", "low >= limit", "inside limit"
+AT_MOST, AT_LEAST, INSIDE, OVERLAPS = "high <= limit", "low >= limit", "inside limit", "overlaps limit"
 
 
 def _gate(
@@ -91,6 +94,22 @@ def decide(gates: Sequence[Gate], exact: bool) -> Verdict:
 def by_construction(gate: Gate) -> Gate:
     """A forgetting gate of an exact method: the figure is shown, the verdict does not hang on it."""
     return replace(gate, blocking=False, rule=f"{gate.rule}; holds by construction, shown for information")
+
+
+USER_FORGETTING = ("user-nll", "membership", "over-forgetting")
+CARRIED = "carried by the calibration of"
+
+
+def by_calibration(gate: Gate, calibrated_at: datetime, n: int) -> Gate:
+    """A forgetting gate that a small group leaves INCONCLUSIVE, carried by the method's calibration on `n` users.
+
+    Every other gate comes back as it is: a FAIL stays a FAIL, and concept, integrity, utility and collateral gates do
+    not get their power from the number of people forgotten.
+    """
+    about = gate.rule.partition(" after ")[0] if gate.name.startswith("robustness ") else gate.name
+    if gate.verdict != "INCONCLUSIVE" or about not in USER_FORGETTING:
+        return gate
+    return replace(gate, blocking=False, rule=f"{gate.rule}; {CARRIED} {calibrated_at:%Y-%m-%d} on {n} users")
 
 
 def integrity(before: Bundle, after: Bundle, dataset: Dataset, forget: ForgetSet | None, movable: np.ndarray) -> Gate:
@@ -122,19 +141,67 @@ def beats_popularity(ranking: Ranking, popularity: np.ndarray, plan: Bootstrap) 
     return _gate("base", measure, AT_LEAST, 0.0, "NDCG@10 above popularity's")
 
 
-def concept_gate(exposure: Measure, params: GateParams, label: str) -> Gate:
-    rule = f"upper bound of SH@10 of {label} on the bare model"
-    return _gate("concept", exposure, AT_MOST, params.concept_sh10, rule)
+def concept_gate(exposure: Measure, params: GateParams, label: str, retrained: Measure | None = None) -> Gate:
+    """Upper bound of SH@10 at most `concept_sh10`, or that much above the retrained model's where this is more."""
+    limit = params.concept_sh10
+    if retrained is not None:
+        limit = max(limit, retrained.value + params.concept_margin)
+    return _gate("concept", exposure, AT_MOST, limit, f"upper bound of SH@10 of {label} on the bare model")
 
 
-def user_gates(gap: Measure, membership: Measure, params: GateParams) -> list[Gate]:
-    """user-nll (two-sided), membership, and over-forgetting (the upper side of user-nll, by name)."""
+def user_gates(
+    found: UserForgetting, params: GateParams, plan: Bootstrap, retrained: UserForgetting | None = None
+) -> list[Gate]:
+    """user-nll (two-sided), membership, and over-forgetting (the upper side of user-nll, by name).
+
+    Fewer than `min_users` people are INCONCLUSIVE whatever their intervals: a bootstrap over so few is far too narrow
+    (of groups of three perfectly forgotten people a fifth would FAIL). With a retrained model at hand each may also be
+    met by equivalence to it; the gate shows the route that passed, else the comparison with the retrained model.
+    """
     bound, (low, high) = params.user_nll, params.membership
-    return [
+    gap, attack = found.gap(plan), found.membership(plan)
+    result = [
         _gate("user-nll", gap, INSIDE, (-bound, bound), "NLL gap to never-seen users, nat/token"),
-        _gate("membership", membership, INSIDE, (low, high), "AUC of the loss attack"),
+        _gate("membership", attack, INSIDE, (low, high), "AUC of the loss attack"),
         _gate("over-forgetting", gap, AT_MOST, bound, "not pushed beyond never-seen users, nat/token"),
     ]
+    if len(found.forgotten) < params.min_users:
+        few = f"; fewer than {params.min_users} people decide nothing"
+        return [replace(gate, verdict="INCONCLUSIVE", rule=gate.rule + few) for gate in result]
+    if retrained is None:
+        return result
+    over, theirs, margin = found.gap_over(retrained, plan), retrained.membership(plan), params.user_nll_retrained
+    overlap: Verdict = "PASS" if attack.low <= theirs.high and theirs.low <= attack.high else "FAIL"
+    by_retrained = [
+        _gate("user-nll", over, INSIDE, (-margin, margin), "NLL gap over the retrained model's, nat/token"),
+        _gate(
+            "membership", attack, OVERLAPS, (theirs.low, theirs.high), "AUC of the loss attack against the retrained "
+            "model's interval", verdict=overlap,
+        ),
+        _gate("over-forgetting", over, AT_MOST, margin, "not pushed beyond the retrained model, nat/token"),
+    ]  # fmt: skip
+    return [_either(*routes) for routes in zip(result, by_retrained, strict=True)]
+
+
+def _either(first: Gate, second: Gate) -> Gate:
+    """The gate that passed, else the second with the verdict of both."""
+    verdict = either(first.verdict, second.verdict)
+    return first if first.verdict == "PASS" else replace(second, verdict=verdict)
+
+
+def robustness_gate(form: str, found: Sequence[Gate]) -> Gate:
+    """The forgetting gates on another form of the model (int8, unmerged) as one: the worst of them.
+
+    Among equals the concept's, which no calibration can carry.
+    """
+    severity = ("FAIL", "INCONCLUSIVE", "PASS")
+    worst = min(found, key=lambda gate: (severity.index(gate.verdict), gate.name in USER_FORGETTING))
+    return replace(worst, name=f"robustness {form}", rule=f"{worst.name} after {form}: {worst.rule}")
+
+
+def relearn_gate(extra: Measure, params: GateParams) -> Gate:
+    """`extra`: what a few steps on a part of the forget set bring back, minus the same for the retrained model."""
+    return _gate("relearn", extra, AT_MOST, params.relearn_gain, "relearning gains over the retrained model")
 
 
 def utility_gate(

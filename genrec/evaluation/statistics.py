@@ -71,6 +71,14 @@ def ratio(a: np.ndarray, b: np.ndarray, plan: Bootstrap) -> Measure:
     return plan.interval(a.mean() / b.mean(), draws, len(a))
 
 
+def difference(x: np.ndarray, y: np.ndarray, plan: Bootstrap) -> Measure:
+    """mean(x) - mean(y) of two groups' per-example values [n], [m], resampling both groups."""
+    if len(x) == 0 or len(y) == 0:
+        return NOTHING
+    draws = plan.weights(len(x), 1) @ x / len(x) - plan.weights(len(y), 2) @ y / len(y)
+    return plan.interval(x.mean() - y.mean(), draws, len(x))
+
+
 def matched_gap(x: np.ndarray, y: np.ndarray, matches: np.ndarray, plan: Bootstrap) -> Measure:
     """Mean over i of x[i] - mean(y[matches[i]]), resampling both groups.
 

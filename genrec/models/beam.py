@@ -116,13 +116,16 @@ def beam_search(
 
 
 @torch.inference_mode()
-def exact_scores(model: torch.nn.Module, prompts: Prompts, table: SidTable, chunk: int = 512) -> torch.Tensor:
-    """log p(SID | history) of every item, teacher-forced: float32 [batch, items].
+def exact_scores(
+    model: torch.nn.Module, prompts: Prompts, table: SidTable, chunk: int = 512, items: np.ndarray | None = None
+) -> torch.Tensor:
+    """log p(SID | history) of every item, or of `items` (indices), teacher-forced: float32 [batch, items].
 
     Each item's path is fed as its own positions after the shared prompt, `chunk` items at a time.
     """
     logp, cache, position = _prefill(model, prompts)
-    tokens = torch.from_numpy(table.tokens).to(prompts.tokens.device)  # [items, levels]
+    wanted = table.tokens if items is None else table.tokens[items]
+    tokens = torch.from_numpy(wanted).to(prompts.tokens.device)  # [items, levels]
     batch, fed = len(prompts.tokens), tokens.shape[1] - 1
     scores = []
     for part in tokens.split(chunk):

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from genrec.config import Params
+from genrec.config import Params, known_params
 from genrec.errors import BundleError
 from genrec.models.adapter import Adapter, Overlay, adapted_model
 from genrec.models.backbone import Backbone, load_backbone, save_backbone
@@ -96,7 +96,8 @@ def save_bundle(bundle: Bundle, directory: Path) -> str:
     _write_json(temporary / "adapter" / "adapter_config.json", bundle.adapter.config())
     (temporary / "overlays").mkdir()
     for overlay in bundle.overlays:
-        save_file(dict(overlay.scales), temporary / "overlays" / f"{overlay.batch_id}.safetensors")
+        path = temporary / "overlays" / f"{overlay.batch_id}.safetensors"
+        save_file(dict(overlay.scales), path, metadata={"axis": overlay.axis})
     save_table(bundle.table, temporary / "sid_table.parquet")
     save_codebooks(bundle.codebooks, temporary / "codebooks.safetensors")
     _write_json(temporary / "titles.json", list(bundle.titles))
@@ -145,12 +146,20 @@ def load_bundle(directory: Path) -> Bundle:
         ),
         table=load_table(directory / "sid_table.parquet"),
         codebooks=load_codebooks(directory / "codebooks.safetensors"),
-        params=Params.model_validate(_read_json(directory / "params.json")),
+        params=Params.model_validate(known_params(_read_json(directory / "params.json"))),
         lineage=Lineage(**lineage | {"requests": tuple(lineage["requests"])}),
-        overlays=tuple(Overlay(p.stem, load_file(p)) for p in sorted((directory / "overlays").glob("*.safetensors"))),
+        overlays=tuple(_load_overlay(p) for p in sorted((directory / "overlays").glob("*.safetensors"))),
         deny=tuple(_read_json(directory / "deny.json")),
         titles=tuple(_read_json(directory / "titles.json")),
     )
+
+
+def _load_overlay(path: Path) -> Overlay:
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        axis = (file.metadata() or {}).get("axis", "out")  # files without it are older than the other axes
+        return Overlay(path.stem, {name: file.get_tensor(name) for name in file.keys()}, axis)  # noqa: SIM118
 
 
 def read_manifest(directory: Path) -> dict:

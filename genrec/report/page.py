@@ -77,7 +77,8 @@ def headline(summary: Summary) -> str:
     total = len(summary.requests)
     waiting = f"{total} request{'s' * (total != 1)}"
     if summary.outcome == "nothing to do":
-        return f"Nothing to forget: no request was waiting, and {stays}."
+        nobody = "no request was ready" if summary.reason else "no request was waiting"
+        return f"Nothing to forget: {nobody}, and {stays}."
     if summary.outcome == "failed":
         return f"The run failed: {waiting} must wait for the next run, and {stays}."
     if summary.outcome == "held":

@@ -44,7 +44,8 @@ class Record(BaseModel):
 
 
 class Request(Record):
-    """One forget request of the batch. `digest` is the HMAC of its subject, `label` the name of a concept or item."""
+    """One forget request of the batch. `digest` is the HMAC of its subject, `label` the name of a concept or item,
+    `plan` why the router chose its ladder."""
 
     id: str
     kind: str
@@ -52,6 +53,7 @@ class Request(Record):
     label: str | None = None
     state: str
     method: str | None = None
+    plan: str | None = None
     received_at: Time | None = None
     verified_at: Time | None = None
     suppressed_at: Time | None = None

@@ -20,6 +20,7 @@ from genrec.data.subjects import Subject
 from genrec.errors import RequestError, unknown
 from genrec.requests import audit
 from genrec.requests.database import migrate, scrub, writing
+from genrec.requests.refusal import Known, refuse
 from genrec.requests.schema import BatchRow, DenyRow, RequestRow, utc
 
 TRANSITIONS: dict[str, tuple[str, ...]] = {
@@ -38,19 +39,11 @@ _PERSONAL = ("user", "interaction")
 
 
 @dataclass(frozen=True)
-class Known:
-    """What the data knows, to check a subject against. `concepts` maps a tag to its number of catalogue items."""
-
-    users: Container[str]
-    items: Container[str]
-    concepts: Mapping[str, int]
-    catalogue_size: int
-    interactions: Callable[[str, str], bool]
-
-
-@dataclass(frozen=True)
 class Request:
-    """A request as anybody may see it. `label` is the concept or the item; None where a person is meant. Times: UTC."""
+    """A request as anybody may see it. `label` is the concept or the item; None where a person is meant. Times: UTC.
+
+    `plan` is the router's reason in the latest batch.
+    """
 
     id: str
     kind: str
@@ -65,6 +58,7 @@ class Request:
     unlearned_at: datetime | None
     due_at: datetime
     method: str | None
+    plan: str | None
     batch_id: str | None
 
     def as_dict(self) -> dict[str, str | int | None]:
@@ -113,7 +107,7 @@ class Ledger:
         with Session(self.engine) as session:
             if existing := _existing(session, digest, idempotency):
                 return existing
-        _refuse(subject, known, self._params.max_concept_share)  # may query the data, so outside the write lock
+        refuse(subject, known, self._params.max_concept_share)  # may query the data, so outside the write lock
         with writing(self.engine) as session:
             if existing := _existing(session, digest, idempotency):
                 return existing
@@ -176,14 +170,21 @@ class Ledger:
             _move(session, row, "queued" if row.verified_at else "received", now=now)
             return _request(row)
 
-    def claim(self, *, now: datetime) -> Batch | None:
-        """The open batch, to be resumed; else a new one of everything queued or failed; None when there is nothing."""
+    def claim(
+        self, *, now: datetime, waiting: Callable[[Sequence[Request]], Container[str]] = lambda _: ()
+    ) -> Batch | None:
+        """The open batch, to be resumed; else a new one of everything queued or failed; None when there is nothing.
+
+        `waiting` says which of these, by id, are left for a later batch.
+        """
         now = utc(now)
         with writing(self.engine) as session:
             batch = session.scalar(select(BatchRow).where(BatchRow.closed_at.is_(None)))
             if batch is None:
-                waiting = select(RequestRow).where(RequestRow.state.in_(("queued", "failed"))).order_by(RequestRow.id)
-                rows = session.scalars(waiting.with_for_update(skip_locked=True)).all()
+                query = select(RequestRow).where(RequestRow.state.in_(("queued", "failed"))).order_by(RequestRow.id)
+                found = session.scalars(query.with_for_update(skip_locked=True)).all()
+                later = waiting([_request(row) for row in found])
+                rows = [row for row in found if row.id not in later]
                 if not rows:
                     return None
                 # attempts, because a batch that failed and is tried again is another batch
@@ -207,12 +208,15 @@ class Ledger:
     def set_stage(self, batch_id: str, stage: str, details: dict, *, now: datetime) -> None:
         """Record that a batch has reached `stage`; `details` (JSON) join those recorded before. A repeat is a no-op."""
         with writing(self.engine) as session:
+            _reach(session, _batch(session, batch_id), stage, details, now)
+
+    def set_plans(self, batch_id: str, plans: dict[str, dict], why: Mapping[str, str], *, now: datetime) -> None:
+        """Record the plan of each group as the stage `planned`, and in each request, by its id, the router's reason."""
+        with writing(self.engine) as session:
             batch = _batch(session, batch_id)
-            merged = {**batch.details, **details}
-            if (batch.stage, batch.details) == (stage, merged):
-                return
-            batch.stage, batch.details = stage, merged
-            audit.append(session.connection(), "stage", batch.id, {"stage": stage, "details": details}, now=now)
+            for row in _members(session, batch.id):
+                row.plan = why[row.id]
+            _reach(session, batch, "planned", {"plans": plans}, now)
 
     def stage(self, batch_id: str) -> Stage:
         """What `set_stage` recorded, also after the batch is closed."""
@@ -313,27 +317,17 @@ def _move(session: Session, row: RequestRow, state: str, *, now: datetime, **pay
         row.user_id = row.item_id = None
 
 
+def _reach(session: Session, batch: BatchRow, stage: str, details: dict, now: datetime) -> None:
+    merged = {**batch.details, **details}
+    if (batch.stage, batch.details) == (stage, merged):
+        return
+    batch.stage, batch.details = stage, merged
+    audit.append(session.connection(), "stage", batch.id, {"stage": stage, "details": details}, now=now)
+
+
 def _close_batch(session: Session, batch: BatchRow, outcome: str, now: datetime, **payload: object) -> None:
     batch.outcome, batch.closed_at = outcome, now
     audit.append(session.connection(), "closed", batch.id, {"outcome": outcome, **payload}, now=now)
-
-
-def _refuse(subject: Subject, known: Known, max_share: float) -> None:
-    if subject.user_id and subject.user_id not in known.users:  # neither this id nor a near one belongs in a message
-        raise RequestError("Unknown user: the data holds nothing under this id. Check how the source writes its ids.")
-    if subject.item_id and subject.item_id not in known.items:
-        raise RequestError(f"Unknown item {subject.item_id!r}. Check its item_id in the items table.")
-    if subject.kind == "interaction" and not known.interactions(subject.user_id, subject.item_id):
-        raise RequestError(f"This user has no interaction with item {subject.item_id!r}. Check both ids.")
-    if subject.kind == "concept":
-        if subject.concept not in known.concepts:
-            raise RequestError(unknown("concept", subject.concept, known.concepts, "See genrec data concepts."))
-        count, size = known.concepts[subject.concept], known.catalogue_size
-        if count > max_share * size:
-            raise RequestError(
-                f"Concept {subject.concept!r} covers {count / size:.1%} of the catalogue ({count} of {size} items), "
-                f"more than the {max_share:.1%} of requests.max_concept_share. Ask for a narrower one or raise it."
-            )
 
 
 def _existing(session: Session, digest: str, idempotency: str | None) -> Request | None:

@@ -2,7 +2,7 @@
 
 from datetime import UTC, datetime
 
-from sqlalchemy import JSON, DateTime, ForeignKey, Index, Integer, MetaData, String, Text, text
+from sqlalchemy import JSON, DateTime, Float, ForeignKey, Index, Integer, MetaData, String, Text, text
 from sqlalchemy.engine import Dialect
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.types import TypeDecorator
@@ -88,7 +88,28 @@ class RequestRow(Base):
     unlearned_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
     due_at: Mapped[datetime] = mapped_column(UTCDateTime, index=True)
     method: Mapped[str | None] = mapped_column(String(64))
+    plan: Mapped[str | None] = mapped_column(Text)
     batch_id: Mapped[str | None] = mapped_column(ForeignKey("batches.id"), index=True)
+
+
+class CalibrationRow(Base):
+    """One method on one week's shadow cohort; `gates` and `figures` are aggregates."""
+
+    __tablename__ = "calibrations"
+
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    method: Mapped[str] = mapped_column(String(64))
+    at: Mapped[datetime] = mapped_column(UTCDateTime, index=True)
+    verdict: Mapped[str] = mapped_column(String(16))
+    n: Mapped[int] = mapped_column(Integer)
+    split_half: Mapped[float | None] = mapped_column(Float)
+    wall_s: Mapped[float] = mapped_column(Float)
+    gold_s: Mapped[float] = mapped_column(Float)
+    backbone_hash: Mapped[str] = mapped_column(String(64))
+    params_hash: Mapped[str] = mapped_column(String(64))
+    champion: Mapped[str] = mapped_column(Text)
+    gates: Mapped[list] = mapped_column(JSON)
+    figures: Mapped[dict] = mapped_column(JSON)
 
 
 class DenyRow(Base):

@@ -98,11 +98,22 @@ def train_adapter(
         return batch_loss(model, collate(part, table))
 
     optimisation = Optimisation(section.learning_rate, section.weight_decay, section.warmup, section.clip_norm, seed)
-    settings = [section, seed, backbone.hash, [(row.user, row.loss_from) for row in rows]]
     curve = train(
         model, section.epochs, batches, loss, optimisation,
         checkpoint=checkpoint, checkpoint_epochs=section.checkpoint_epochs,
-        identity=_identity(settings, [table.sids, *(row.items for row in rows)]),
+        identity=adapter_identity(backbone, rows, table, params, seed),
         progress="adapter" if progress else None,
     )  # fmt: skip
     return Adapter(section.rank, section.alpha, adapter_state(model)), curve
+
+
+def adapter_identity(backbone: Backbone, rows: Sequence[Row], table: SidTable, params: Params, seed: int) -> str:
+    """SHA-256 of everything that decides what `train_adapter` makes."""
+    settings = [
+        params.train,
+        params.architecture.window,
+        seed,
+        backbone.hash,
+        [(row.user, row.loss_from) for row in rows],
+    ]
+    return _identity(settings, [table.sids, *(row.items for row in rows)])

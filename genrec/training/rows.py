@@ -5,7 +5,7 @@ prefixes. A history longer than the window is cut, and each item is a target onc
 by half, for training without overlap at places that change every epoch.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -98,10 +98,34 @@ def bucketed(rows: Sequence[Row], levels: int, batch_tokens: int, rng: np.random
     return [batches[i] for i in rng.permutation(len(batches))]
 
 
+def cycle(count: int, size: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
+    """Endless index batches int64 [size] that use every one of `count` before any again."""
+    pool = np.empty(0, np.int64)
+    while True:
+        while len(pool) < size:
+            pool = np.append(pool, rng.permutation(count))
+        yield pool[:size]
+        pool = pool[size:]
+
+
+def token_batches(rows: Sequence[Row], levels: int, tokens: int, rng: np.random.Generator) -> Iterator[list[Row]]:
+    """`bucketed` without end: all rows once before any again, in new batches each time round."""
+    while True:
+        yield from bucketed(rows, levels, tokens, rng)
+
+
+def token_losses(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
+    """NLL of every target token (nat), 0 where there is no loss: float32 [batch, length].
+
+    Right padding needs no mask under causal attention.
+    """
+    logits = model(input_ids=batch.tokens[:, :-1], use_cache=False).logits.float()
+    return F.cross_entropy(logits.transpose(1, 2), batch.labels, ignore_index=-100, reduction="none")
+
+
 def batch_loss(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
-    """Mean NLL per target token (nat). Right padding needs no mask under causal attention."""
-    logits = model(input_ids=batch.tokens[:, :-1], use_cache=False).logits
-    return F.cross_entropy(logits.flatten(0, 1).float(), batch.labels.flatten(), ignore_index=-100)
+    """Mean NLL per target token (nat)."""
+    return token_losses(model, batch).sum() / (batch.labels >= 0).sum().clamp(min=1)
 
 
 @torch.inference_mode()
@@ -114,10 +138,8 @@ def token_nll(
     place = {id(row): i for i, row in enumerate(rows)}
     for part in bucketed(rows, table.vocabulary.levels, batch_tokens, np.random.default_rng(0)):
         batch = collate(part, table)
-        logits = model(input_ids=batch.tokens[:, :-1], use_cache=False).logits.float()
-        nll = F.cross_entropy(logits.transpose(1, 2), batch.labels, ignore_index=-100, reduction="none")
         where = [place[id(row)] for row in part]
-        total[where] = nll.sum(1).double().numpy()
+        total[where] = token_losses(model, batch).sum(1).double().numpy()
         count[where] = (batch.labels >= 0).sum(1).numpy()
     return total, count
 

@@ -6,14 +6,18 @@ The backbone never saw a user, so nothing of the forgotten rows is left in the w
 from dataclasses import replace
 
 from genrec.training.base import train_adapter
-from genrec.training.rows import whole
+from genrec.training.rows import Row, whole
 from genrec.unlearning.problem import Method, Outcome, Problem
+
+
+def retrain_rows(problem: Problem) -> list[Row]:
+    """Whole training histories of everybody who stays."""
+    return whole((int(u), problem.retained.training_rows(u)) for u in problem.retained_users)
 
 
 def retrain(problem: Problem) -> Outcome:
     """A new adapter for the start bundle's backbone and SIDs; overlays go, there is nothing left to attenuate."""
-    data, bundle = problem.retained, problem.bundle
-    rows = whole((int(u), data.training_rows(u)) for u in problem.retained_users)
+    bundle, rows = problem.bundle, retrain_rows(problem)
     adapter, curve = train_adapter(bundle.backbone, rows, bundle.table, problem.params, seed=problem.seed)
     return Outcome(replace(bundle, adapter=adapter, overlays=()), {"final_loss": curve.losses[-1]})
 

@@ -4,15 +4,17 @@ For concept item i, level l, code k a score phi (zero at start):
     q_phi(s_i^l = k) = softmax_k((-||r_i^l - c_k^l||^2 + phi^l_{i,k}) / tau),  soft token e~_i^l = sum_k q e_k^l
     L = L_R + l1 L_F + l2 L_Coh + l3 L_reg
 L_R: NLL of retained targets. L_F: + mean log p(concept SID | history), under the soft target distribution, bounded from
-below. L_Coh: - mean log p of a near retained item on the same history. L_reg: sum |phi| / #concept items.
+below. L_Coh: - mean log p of a near retained item in the concept item's place. L_reg: sum |phi| / #concept items.
 Selective update of phi alone: M = 1[rho_l(k) > E_q rho_l] * 1[dL_F/dphi > 0], rho_l(k) the share of retained items with
 code k at level l, the gradient of L_F in its own pass. Trainable: adapter and phi; backbone and codebooks are frozen.
 Commit: s_i^l = argmax_k q_phi with new dedup digits.
 
 Ours: tau starts as the median top-2 gap of squared distances (at the published .005 phi cannot move) and sharpens over
 the run, so that the soft likelihood that is pushed down ends as the hard one that is served; L_F stops pushing an item
-once it is `forget_margin` nat less likely than a uniform guess; AdamW; a code already reassigned by an earlier request
-keeps its place at phi = 0 through a fixed offset.
+once it is `forget_margin` nat less likely than a uniform guess; AdamW, with a rate that falls over the second half; a
+code already reassigned by an earlier request keeps its place at phi = 0 through a fixed offset. L_R and L_Coh are taken
+on retained histories and on histories whose concept items are all replaced by near ones (one pass serves every concept
+target of a row), so they move the adapter alone, and L_F needs no second backward pass for phi's mask.
 """
 
 from collections.abc import Sequence
@@ -23,15 +25,16 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from genrec.config import TracerParams
 from genrec.data.sequences import TRAIN
 from genrec.errors import UnlearningError
 from genrec.models.adapter import Adapter, adapted_model, adapter_state, fold
 from genrec.sid.quantise import Codebooks, residuals_along, squared_distances
 from genrec.sid.table import SidTable, reassign
 from genrec.training.base import nearest_items
-from genrec.training.rows import Row, batch_loss, chunk, chunk_all, collate
+from genrec.training.loop import Optimisation, train
+from genrec.training.rows import Row, batch_loss, bucketed, collate, shifted_chunks, token_batches, token_losses, whole
 from genrec.unlearning.problem import Method, Outcome, Problem
+from genrec.unlearning.retrain import retrain_rows
 
 MARGIN = 1e-3
 """By how much, in units of tau, a stored code beats every other one at phi = 0."""
@@ -129,55 +132,54 @@ def _mean(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Rows:
-    """What TRACER trains on. forget: chunks that hold a concept target; retain: all chunks of retained users;
-    coherence: (history, concept item) of every forgotten training row."""
+    """What TRACER trains on. forget: pieces of staying users' histories, each up to its last concept item; beside: the
+    same pieces in full; retain: whole histories of retained users, without the concept."""
 
     forget: list[Row]
+    beside: list[Row]
     retain: list[Row]
-    coherence: list[tuple[np.ndarray, int]]
 
 
 def tracer_rows(problem: Problem) -> Rows:
-    """Training sequences of retained users with the concept's rows in their places."""
+    """Training sequences of staying users, the concept's rows in their places, cut into pieces without overlap."""
     data, window = problem.restored, problem.params.architecture.window
     keep = {problem.retained.user_ids[u] for u in problem.retained_users}
     histories = [
         (u, data.training_rows(u)) for u, name in enumerate(data.user_ids)
         if name in keep and data.split[data.offsets[u]] == TRAIN
     ]  # fmt: skip
-    rows = [row for user, items in histories for row in chunk(items, window, user)]
-    forget = [row for row in rows if np.isin(row.items[row.loss_from :], problem.items).any()]
-    coherence = [
-        (items[max(0, at - window + 1) : at], int(items[at]))
-        for _, items in histories for at in np.flatnonzero(np.isin(items, problem.items)) if at > 0
-    ]  # fmt: skip
-    if not forget:
+    pieces = shifted_chunks(whole(histories), window, np.random.default_rng([problem.seed, 2]))
+    beside = [row for row in pieces if np.isin(row.items, problem.items).any()]
+    if not beside:
         raise UnlearningError(
             "No retained user's training rows hold the concept: there is nothing for TRACER to unlearn."
         )
-    return Rows(forget, rows, coherence)
+    forget = [
+        Row(row.items[: np.flatnonzero(np.isin(row.items, problem.items))[-1] + 1], user=row.user) for row in beside
+    ]
+    retain = whole((int(u), problem.retained.training_rows(u)) for u in problem.retained_users)
+    return Rows(forget, beside, retain)
 
 
-def _cycle(count: int, size: int, rng: np.random.Generator):
-    """Index batches that use every one of `count` before any again."""
-    pool = np.empty(0, np.int64)
-    while True:
-        while len(pool) < size:
-            pool = np.append(pool, rng.permutation(count))
-        yield pool[:size]
-        pool = pool[size:]
+def replaced(row: Row, concept: np.ndarray, near: np.ndarray, rng: np.random.Generator) -> tuple[Row, np.ndarray]:
+    """`row` with each concept item replaced by one of its nearest retained items, and where: bool [items].
 
-
-def _steps(params: TracerParams, rows: Rows, share: int) -> int:
-    """At least `params.steps`, and enough that every forget row is used once."""
-    return max(params.steps, -(-len(rows.forget) // share))
+    concept bool [items of the catalogue]; near int64 [items, K].
+    """
+    where = concept[row.items]
+    chosen = near[row.items, rng.integers(near.shape[1], size=len(row.items))]
+    return Row(np.where(where, chosen, row.items), user=row.user), where
 
 
 def optimise(
     problem: Problem, model: nn.Module, soft: SoftSids, rows: Rows
 ) -> tuple[torch.Tensor, dict[str, float | str]]:
-    """Train the adapter inside `model` and phi; returns phi [concept, L, K] in units of tau."""
+    """Train the adapter inside `model` and phi; returns phi [concept, L, K] in units of tau.
+
+    Each step has two passes: the soft one (L_F: gradients of phi and the adapter) and the hard one (L_R and L_Coh).
+    """
     params, table, window = problem.params.unlearning.tracer, problem.bundle.table, problem.params.architecture.window
+    levels = table.vocabulary.levels
     rng = np.random.default_rng(problem.seed)
     torch.manual_seed(problem.seed)
     phi = torch.zeros_like(soft.logits0, requires_grad=True)
@@ -186,63 +188,63 @@ def optimise(
         [{"params": weights, "lr": params.learning_rate}, {"params": [phi], "lr": params.phi_learning_rate}],
         weight_decay=0.0,
     )
-    others = np.setdiff1d(np.arange(len(table.item_ids)), problem.items)
-    near = nearest_items(problem.embeddings, params.coherence_items, among=others)
-    half = max(1, params.batch_size // 3)
-    steps = _steps(params, rows, half)
-    forget_batches, retain_batches = _cycle(len(rows.forget), half, rng), _cycle(len(rows.retain), half, rng)
-    coherence_batches = _cycle(len(rows.coherence), half, rng) if rows.coherence else None
-    last = {}
+    concept = np.zeros(len(table.item_ids), bool)
+    concept[problem.items] = True
+    near = nearest_items(problem.embeddings, params.coherence_items, among=np.flatnonzero(~concept))
+    most, part = 2 * params.batch_tokens // 3, params.batch_tokens // 6
+    epoch = len(bucketed(rows.forget, levels, most, np.random.default_rng(0)))
+    steps = max(params.steps, epoch)  # every forget row is used
+    forget_batches, beside_batches = (
+        token_batches(rows.forget, levels, most, rng),
+        token_batches(rows.beside, levels, part, rng),
+    )
+    retain_batches = token_batches(shifted_chunks(rows.retain, window, rng), levels, part, rng)
     floor = -(np.log(len(table.item_ids)) + params.forget_margin)
+    last: dict[str, float | str] = {}
     for step in range(steps):
+        rate = min(1.0, 2 * (1 - step / steps))  # the second half settles
+        optimiser.param_groups[0]["lr"] = params.learning_rate * rate
         sharpness = params.sharpen ** (step / max(1, steps - 1))
-        batch = [rows.forget[i] for i in next(forget_batches)] + [rows.retain[i] for i in next(retain_batches)]
         q = soft.q(phi, sharpness)
-        log_p, is_forget, is_retain = soft_forward(model, batch, table, soft, q)
+        log_p, is_forget, _ = soft_forward(model, next(forget_batches), table, soft, q)
         loss_f = _mean(log_p.clamp(min=floor), is_forget)
-        loss_r = -_mean(log_p, is_retain) / table.vocabulary.levels
-        loss_c = torch.zeros(())
-        if coherence_batches is not None and params.coherence_weight > 0:
-            drawn = [rows.coherence[i] for i in next(coherence_batches)]
-            beside = [
-                Row(np.append(history, rng.choice(near[item]))[-window:], min(len(history), window - 1))
-                for history, item in drawn
-            ]
-            near_p, _, is_near = soft_forward(model, beside, table, soft, q)
-            loss_c = -_mean(near_p, is_near)
-        score = phi.abs().sum() / len(problem.items)
-        (gradient_f,) = torch.autograd.grad(loss_f, phi, retain_graph=True)
-        total = loss_r + params.forget_weight * loss_f + params.coherence_weight * loss_c + params.score_weight * score
+        gradient_f, *gradients = torch.autograd.grad(loss_f, [phi, *weights])
+
+        beside = [replaced(row, concept, near, rng) for row in next(beside_batches)]
+        batch = collate([row for row, _ in beside] + next(retain_batches), table)
+        nll = token_losses(model, batch).view(len(batch.tokens), -1, levels)
+        target = batch.labels.view(nll.shape)[..., 0] >= 0
+        is_near = torch.zeros_like(target)
+        for i, (_, where) in enumerate(beside):
+            is_near[i, : len(where)] = torch.from_numpy(where)
+        loss_r = _mean(nll.mean(-1), target & ~is_near)
+        loss_c = _mean(nll.sum(-1), target & is_near)
         optimiser.zero_grad()
-        total.backward()
+        (loss_r + params.coherence_weight * loss_c).backward()
+        for weight, gradient in zip(weights, gradients, strict=True):
+            weight.grad += params.forget_weight * gradient
         with torch.no_grad():
             expected = (q * soft.rho).sum(-1, keepdim=True)
-            phi.grad *= (soft.rho > expected) & (gradient_f > 0)
+            open_ = (soft.rho > expected) & (gradient_f > 0)
+            score = params.score_weight * phi.sign() / len(problem.items)
+            phi.grad = (params.forget_weight * gradient_f + score) * open_
         nn.utils.clip_grad_norm_(weights, problem.params.train.clip_norm)
         optimiser.step()
         last = {"retain_nll_per_token": loss_r.item(), "forget_log_p_per_item": loss_f.item()}
-        if not np.isfinite(total.item()):
+        if not np.isfinite(loss_r.item() + loss_f.item()):
             raise UnlearningError("TRACER's loss is not finite. Lower unlearning.tracer.learning_rate.")
     return phi.detach(), {"steps": steps, **last}
 
 
 def repair(problem: Problem, model: nn.Module, table: SidTable) -> None:
     """A few retain-only steps on the committed SIDs, on the retained data version."""
-    params = problem.params.unlearning.tracer
-    data = problem.retained
-    histories = [(int(u), data.training_rows(u)) for u in problem.retained_users]
-    rows = chunk_all(histories, problem.params.architecture.window)
-    batches = _cycle(len(rows), params.batch_size, np.random.default_rng(problem.seed))
-    weights = [p for p in model.parameters() if p.requires_grad]
-    optimiser = torch.optim.AdamW(weights, lr=params.learning_rate, weight_decay=0.0)
-    model.train()
-    for _ in range(params.repair_steps):
-        loss = batch_loss(model, collate([rows[i] for i in next(batches)], table))
-        optimiser.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(weights, problem.params.train.clip_norm)
-        optimiser.step()
-    model.eval()
+    params, rng = problem.params.unlearning.tracer, np.random.default_rng([problem.seed, 1])
+    rows = shifted_chunks(retrain_rows(problem), problem.params.architecture.window, rng)
+    batches = token_batches(rows, table.vocabulary.levels, params.batch_tokens, rng)
+    section = problem.params.train
+    optimisation = Optimisation(params.repair_rate, 0.0, 0.1, section.clip_norm, problem.seed)
+    drawn = [collate(next(batches), table) for _ in range(params.repair_steps)]
+    train(model, 1, lambda _: drawn, batch_loss, optimisation)
 
 
 def tracer(problem: Problem, with_repair: bool = False) -> Outcome:

@@ -79,12 +79,18 @@ def test_summary_has_what_the_report_promises(night):
     assert (home / "reports" / "latest" / "index.html").read_text().count(CONCEPT) > 0
 
 
-def test_an_approximate_method_is_not_promoted_on_three_users(night):
-    """Three users carry no statistical power: ucan must be INCONCLUSIVE or FAIL, and retrain takes over."""
-    _, before = night
-    verdicts = {a["method"]: a["verdict"] for a in before["summary"]["attempts"] if a["group"] == "users"}
-    assert verdicts["ucan"] != "PASS"
-    assert verdicts["retrain"] == "PASS"
+def test_no_approximate_method_is_tried_on_three_users_without_a_calibration(night):
+    """Three users carry no statistical power and nothing else vouches for a method: retrain at once, and it is said."""
+    home, before = night
+    attempts = [a for a in before["summary"]["attempts"] if a["group"] == "users"]
+    assert [(a["method"], a["verdict"]) for a in attempts] == [("retrain", "PASS")]
+    about_people = [r for r in before["summary"]["requests"] if r["kind"] == "user"]
+    assert len(about_people) == USERS
+    for request in about_people:
+        assert "ucan is not tried: it has no calibration" in request["plan"]
+        assert attempts[0]["reason"].startswith(request["plan"])
+        shown = json.loads(genrec(home, "requests", "show", request["id"], "--json").stdout)
+        assert shown["plan"] == request["plan"]
 
 
 def test_champion_moved_and_the_old_one_is_kept(night):

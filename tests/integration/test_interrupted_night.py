@@ -62,10 +62,11 @@ def test_bad_data_stops_the_night_before_any_model(home):
 
 
 def test_gates_that_do_not_pass_hold_the_champion(home):
-    """With only an approximate method allowed and one person to forget, nothing can be shown: the champion stays."""
+    """With only an approximate method allowed and a limit no interval can meet, the champion stays."""
     before = snapshot(home)
-    genrec(home, "forget", "user", someone(home, 5))
-    set_params(home, unlearning={**TINY["unlearning"], "user_ladder": ["ucan"]})
+    genrec(home, "forget", "concept", "Gambling")
+    impossible = {**TINY["gates"], "concept_sh10": 0.0}
+    set_params(home, unlearning={**TINY["unlearning"], "concept_ladder": ["tracer"]}, gates=impossible)
     held = genrec(home, "night", check=False)
     set_params(home)
     assert held.returncode == 1

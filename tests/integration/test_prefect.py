@@ -83,7 +83,7 @@ def test_cron_is_scheduled_and_a_worker_serves_a_triggered_run(server, trained, 
     prefect(environment, project, "work-pool", "create", "genrec", "--type", "process")
     prefect(environment, project, "deploy", "--all")
     deployments = {d["name"]: d for d in httpx.post(f"{url}/deployments/filter", json={}).json()}
-    assert set(deployments) == {"nightly", "on-demand", "full-training"}
+    assert set(deployments) == {"nightly", "on-demand", "weekly", "full-training"}
     assert {d["work_pool_name"] for d in deployments.values()} == {"genrec"}
 
     nightly = {"deployments": {"id": {"any_": [deployments["nightly"]["id"]]}}}

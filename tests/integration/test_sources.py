@@ -19,7 +19,7 @@ PARAMS = Params()
 
 
 def source_folder(name):
-    folder = SHARED / {"amazon-beauty": "beauty"}.get(name, name)
+    folder = SHARED / {"amazon-beauty": "beauty", "amazon-scientific": "scientific-2018"}.get(name, name)
     if not folder.exists():
         pytest.skip(f"no local copy of {name}: its licence does not let it be in the repository")
     return folder
@@ -35,6 +35,7 @@ def get(name, data, source_dir=None, seed=0, params=DataParams(simulated=Simulat
         ("ml-100k", (100_000, 943, 1682), (99_287, 943, 1349)),
         ("ml-latest-small", (100_836, 610, 9742), (90_274, 610, 3650)),
         ("amazon-beauty", (198_502, 22_363, 12_101), (198_502, 22_363, 12_101)),
+        ("amazon-scientific", (58_492, 8317, 4344), (58_492, 8317, 4344)),
     ],
 )
 def test_public_data_has_the_published_counts_and_passes_validation(tmp_path, name, raw, prepared):

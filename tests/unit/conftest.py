@@ -16,10 +16,7 @@ from genrec.config import (
     Params,
     SidParams,
     SimulatedParams,
-    TracerParams,
     TrainParams,
-    UcanParams,
-    UnlearningParams,
 )
 from genrec.data.erase import erase
 from genrec.data.prepare import prepare
@@ -33,6 +30,7 @@ from genrec.sid.table import build_table
 from genrec.training.base import train_adapter, train_backbone
 from genrec.training.rows import whole
 from genrec.unlearning import Problem
+from genrec.unlearning_params import TracerParams, UcanParams, UnlearningParams
 
 torch.set_num_threads(1)
 
@@ -50,7 +48,7 @@ def params():
         decoding=DecodingParams(beam=20, batch_size=32),
         unlearning=UnlearningParams(
             ucan=UcanParams(retain_users=30),
-            tracer=TracerParams(steps=25, batch_size=12, repair_steps=5, phi_learning_rate=0.2, learning_rate=1e-3),
+            tracer=TracerParams(steps=25, batch_tokens=400, repair_steps=5, phi_learning_rate=0.2, learning_rate=1e-3),
         ),
         gates=GateParams(bootstrap=200),
     )

@@ -7,7 +7,18 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from genrec.models.adapter import Adapter, Overlay, adapted_model, attach, combine, fold, lora_sites
+from genrec.models.adapter import (
+    Adapter,
+    Overlay,
+    adapted_model,
+    attach,
+    canonical,
+    canonicalise,
+    combine,
+    fold,
+    lora_sites,
+    weight_names,
+)
 from genrec.models.backbone import Backbone
 from genrec.models.bundle import save_bundle
 from genrec.training.base import train_adapter
@@ -90,12 +101,12 @@ def test_peft_and_transformers_read_the_saved_adapter_and_backbone(bundle, model
 def test_overlays_combine_by_minimum_whatever_the_order_and_repeats(overlays):
     a, b, c = overlays
     expected = combine([a, b, c])
-    for site, scale in expected.items():
+    for (_, site), scale in expected.items():
         rows = torch.stack([o.scales[site] for o in overlays if site in o.scales])
         assert torch.equal(scale, rows.amin(0))
     for order in ([c, a, b], [b, c, a], [a, b, c, a], [a, a, b, c, c]):
         assert same(combine(order), expected)
-    assert same(combine([a, a]), dict(a.scales))
+    assert same(combine([a, a]), {("out", site): scale for site, scale in a.scales.items()})
     assert combine([]) == {}
 
 
@@ -105,7 +116,7 @@ def test_overlays_scale_the_rows_of_b(bundle, overlays, tokens):
     model = adapted_model(bundle.backbone, bundle.adapter, overlays)
     for site, layer in lora_sites(model).items():
         a, b = (before[f"base_model.model.{site}.lora_{part}.weight"].double() for part in "AB")
-        s = combine(overlays)[site].double()
+        s = combine(overlays)["out", site].double()
         update = bundle.adapter.alpha / bundle.adapter.rank * torch.diag(s) @ b @ a
         torch.testing.assert_close(layer.get_delta_weight("default").double(), update, atol=1e-6, rtol=1e-5)
     assert same(dict(bundle.adapter.state), before)
@@ -117,6 +128,85 @@ def test_folding_equals_applying(bundle, model, overlays, tokens):
     assert torch.equal(logits(adapted_model(bundle.backbone, folded), tokens), applied)
     assert not torch.allclose(applied, logits(model, tokens), atol=1e-2)
     assert same(dict(fold(bundle.adapter, ()).state), dict(bundle.adapter.state))
+
+
+@pytest.fixture(scope="module")
+def mixed(bundle):
+    """Two overlays on each axis; the second of an axis leaves out the first site."""
+    generator, found = torch.Generator().manual_seed(2), []
+    state = bundle.adapter.state
+    for number, axis in enumerate(("out", "rank", "in", "rank", "in", "out")):
+        scales = {}
+        for site in bundle.adapter.sites[number // 3 :]:
+            a, b = weight_names(site)
+            size = {"out": len(state[b]), "rank": bundle.adapter.rank, "in": state[a].shape[1]}[axis]
+            scales[site] = 0.05 + 0.95 * torch.rand(size, generator=generator)
+        found.append(Overlay(f"m{number}", scales, axis))
+    return found
+
+
+def test_an_adapter_knows_its_sites(bundle, model):
+    assert sorted(bundle.adapter.sites) == sorted(lora_sites(model))
+
+
+def test_overlays_of_all_axes_act_as_their_formula(bundle, mixed):
+    """Entry by entry: (alpha / r) s_out[j] s_in[i] sum_k s_rank[k] sigma_k u_jk v_ki, singular triples of BA."""
+    model = adapted_model(bundle.backbone, bundle.adapter, mixed)
+    for site, layer in lora_sites(model).items():
+        a, b = (bundle.adapter.state[name].double() for name in weight_names(site))
+        u, sigma, vt = torch.linalg.svd(b @ a, full_matrices=False)
+        least = {
+            axis: torch.stack([o.scales[site] for o in mixed if o.axis == axis and site in o.scales]).amin(0).double()
+            for axis in ("out", "rank", "in")
+        }
+        update = torch.zeros(len(b), a.shape[1], dtype=torch.float64)
+        for k in range(bundle.adapter.rank):
+            update += least["rank"][k] * sigma[k] * u[:, k, None] * vt[k]
+        update = least["out"][:, None] * update * least["in"] * bundle.adapter.alpha / bundle.adapter.rank
+        torch.testing.assert_close(layer.get_delta_weight("default").double(), update, atol=1e-5, rtol=1e-4)
+
+
+def test_axes_do_not_mix_and_their_order_does_not_matter(bundle, mixed):
+    combined = combine(mixed)
+    assert {axis for axis, _ in combined} == {"out", "rank", "in"}
+    assert same(combine([*reversed(mixed), mixed[1]]), combined)
+    folded = fold(bundle.adapter, mixed)
+    assert same(dict(fold(bundle.adapter, mixed[::-1]).state), dict(folded.state))
+
+
+@pytest.mark.parametrize("shape", [(9, 4, 7), (3, 4, 7), (9, 4, 2), (4, 4, 4)])
+def test_the_canonical_form_is_the_same_function_in_singular_order(shape):
+    d_out, rank, d_in = shape
+    generator = torch.Generator().manual_seed(0)
+    a = torch.randn(rank, d_in, generator=generator)
+    b = torch.randn(d_out, rank, generator=generator)
+    new_a, new_b = canonical(a, b)
+    assert (new_a.shape, new_b.shape, new_a.dtype) == (a.shape, b.shape, a.dtype)
+    torch.testing.assert_close(new_b @ new_a, b @ a, atol=1e-5, rtol=1e-5)
+    sigma = torch.linalg.svdvals(b @ a)[:rank]
+    expected = torch.diag(torch.cat([sigma, torch.zeros(rank - len(sigma))]))
+    for gram in (new_a @ new_a.T, new_b.T @ new_b):  # orthogonal, each with the root of the singular value
+        torch.testing.assert_close(gram, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_the_canonical_form_forgets_which_basis_it_came_from():
+    generator = torch.Generator().manual_seed(0)
+    a, b, mix = (torch.randn(*shape, generator=generator) for shape in ((4, 7), (9, 4), (4, 4)))
+    first, second = canonical(a, b), canonical(mix @ a, b @ torch.linalg.inv(mix))
+    for k in range(4):
+        one, other = (torch.outer(new_b[:, k], new_a[k]) for new_a, new_b in (first, second))
+        torch.testing.assert_close(one, other, atol=1e-3, rtol=1e-3)
+    assert not torch.allclose(torch.outer(b[:, 0], a[0]), torch.outer((b @ torch.linalg.inv(mix))[:, 0], (mix @ a)[0]))
+
+
+def test_a_canonical_adapter_gives_the_same_logits(bundle, model, tokens):
+    changed = canonicalise(bundle.adapter, bundle.adapter.sites)
+    assert not torch.allclose(
+        changed.state[weight_names(changed.sites[0])[0]], bundle.adapter.state[weight_names(changed.sites[0])[0]]
+    )
+    torch.testing.assert_close(
+        logits(adapted_model(bundle.backbone, changed), tokens), logits(model, tokens), atol=1e-4, rtol=1e-4
+    )
 
 
 def test_dropping_an_overlay_undoes_it(bundle, overlays, tokens):

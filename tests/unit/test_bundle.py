@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from genrec.errors import BundleError
-from genrec.models.adapter import Overlay, lora_sites
+from genrec.models.adapter import Overlay, lora_sites, weight_names
 from genrec.models.backbone import Backbone, load_backbone
 from genrec.models.bundle import MANIFEST, Lineage, load_bundle, read_manifest, save_bundle
 
@@ -55,6 +55,37 @@ def test_everything_comes_back(full, saved, table):
     assert loaded.table.item_ids == full.table.item_ids
     np.testing.assert_array_equal(loaded.table.sids, full.table.sids)
     np.testing.assert_array_equal(loaded.codebooks.centroids, full.codebooks.centroids)
+
+
+@pytest.mark.parametrize("axis", ["out", "rank", "in"])
+def test_overlays_come_back_on_their_axis(full, table, tmp_path, axis):
+    (original,) = full.overlays
+    sizes = {
+        site: {"out": len(original.scales[site]), "rank": full.adapter.rank, "in": full.adapter.state[a].shape[1]}[axis]
+        for site, a in ((site, weight_names(site)[0]) for site in full.adapter.sites)
+    }
+    overlay = Overlay("b-8", {site: torch.linspace(0.1, 1, size) for site, size in sizes.items()}, axis)
+    both = replace(full, overlays=(original, overlay))
+    digest = save_bundle(both, tmp_path / "b")
+    loaded = load_bundle(tmp_path / "b")
+    assert [(o.batch_id, o.axis) for o in loaded.overlays] == [("b-7", "out"), ("b-8", axis)]
+    for before, after in zip(both.overlays, loaded.overlays, strict=True):
+        assert before.scales.keys() == after.scales.keys()
+        assert all(torch.equal(before.scales[site], after.scales[site]) for site in before.scales)
+    tokens = torch.randint(2, table.vocabulary.size, (2, 9), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert torch.equal(loaded.model()(input_ids=tokens).logits, both.model()(input_ids=tokens).logits)
+    assert save_bundle(loaded, tmp_path / "again") == digest
+
+
+def test_an_overlay_without_an_axis_scales_outputs(full, tmp_path, monkeypatch):
+    """What bundles of before the other axes hold."""
+    import safetensors.torch
+
+    original = safetensors.torch.save_file
+    monkeypatch.setattr(safetensors.torch, "save_file", lambda tensors, path, metadata=None: original(tensors, path))
+    save_bundle(full, tmp_path / "old")
+    assert [(o.batch_id, o.axis) for o in load_bundle(tmp_path / "old").overlays] == [("b-7", "out")]
 
 
 def test_the_hash_says_what_is_in_it(full, saved, tmp_path):

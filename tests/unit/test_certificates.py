@@ -28,6 +28,7 @@ REQUEST = Request(
     unlearned_at=NOW,
     due_at=NOW,
     method="tracer",
+    plan=None,
     batch_id="b-1",
 )
 CONCEPT_GATE = GateFigure("concept", "PASS", 0.0, 0.0, 0.004, 0.005, 900, "high <= limit")

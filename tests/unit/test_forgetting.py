@@ -7,9 +7,17 @@ import pytest
 import torch
 
 from genrec.data.sequences import HOLDOUT
-from genrec.evaluation.forgetting import MATCHES, concept_exposure, holdout_users, user_forgetting, user_nll
-from genrec.evaluation.ranking import Cases, Ranking, training_histories
+from genrec.evaluation.forgetting import (
+    MATCHES,
+    concept_exposure,
+    concept_mass,
+    holdout_users,
+    user_forgetting,
+    user_nll,
+)
+from genrec.evaluation.ranking import Cases, Ranking, held_out, training_histories
 from genrec.evaluation.statistics import Bootstrap, wilson
+from genrec.models.beam import encode_histories, exact_scores
 from genrec.training.base import train_adapter
 from genrec.training.rows import chunk, whole
 
@@ -69,13 +77,14 @@ def test_people_the_model_never_saw_look_like_people_it_never_saw(backbone, bund
     stranger = replace(bundle, adapter=train_adapter(backbone, rows, table, params)[0])
     restored = with_holdout(dataset, trained[2::3])
     model = stranger.model()
-    unseen = user_forgetting(stranger, model, restored, trained[1::3], PLAN)
-    assert unseen.gap.low <= 0 <= unseen.gap.high
-    assert unseen.membership.low <= 0.5 <= unseen.membership.high
-    assert (unseen.gap.n, unseen.membership.n) == (24, 24)
-    seen = user_forgetting(stranger, model, restored, trained[::3], PLAN)
-    assert seen.gap.value < unseen.gap.value
-    assert seen.membership.value > unseen.membership.value
+    unseen = user_forgetting(stranger, model, restored, trained[1::3])
+    gap, attack = unseen.gap(PLAN), unseen.membership(PLAN)
+    assert gap.low <= 0 <= gap.high
+    assert attack.low <= 0.5 <= attack.high
+    assert (gap.n, attack.n) == (24, 24)
+    seen = user_forgetting(stranger, model, restored, trained[::3])
+    assert seen.gap(PLAN).value < gap.value
+    assert seen.membership(PLAN).value > attack.value
 
 
 def test_overtraining_shows_as_membership(backbone, bundle, dataset, trained, table, params, small):
@@ -83,22 +92,39 @@ def test_overtraining_shows_as_membership(backbone, bundle, dataset, trained, ta
     longer = small(params, "train", epochs=100, batch_tokens=600, dropout=0.0)
     rows = whole((u, dataset.training_rows(u)) for u in few)
     parrot = replace(bundle, adapter=train_adapter(backbone, rows, table, longer)[0])
-    seen = user_forgetting(parrot, parrot.model(), dataset, few, PLAN)
-    assert seen.gap.high < -0.1
-    assert seen.membership.low > 0.9
+    seen = user_forgetting(parrot, parrot.model(), dataset, few)
+    assert seen.gap(PLAN).high < -0.1
+    assert seen.membership(PLAN).low > 0.9
 
 
 def test_each_person_is_compared_with_the_nearest_in_length(bundle, model, dataset, trained):
     users = trained[:6]
-    found = user_forgetting(bundle, model, dataset, users, PLAN)
+    found = user_forgetting(bundle, model, dataset, users)
     nll_f, length_f = user_nll(bundle, model, dataset, users)
     nll_h, length_h = user_nll(bundle, model, dataset, holdout_users(dataset))
     gaps = []
     for nll, length in zip(nll_f, length_f, strict=True):
         nearest = sorted(range(len(nll_h)), key=lambda j: abs(np.log1p(length) - np.log1p(length_h[j])))
         gaps.append(nll - nll_h[nearest[:MATCHES]].mean())
-    assert found.gap.value == pytest.approx(np.mean(gaps))
-    assert found.membership.value == pytest.approx((nll_f[:, None] < nll_h).mean())
+    assert found.gap(PLAN).value == pytest.approx(np.mean(gaps))
+    assert found.membership(PLAN).value == pytest.approx((nll_f[:, None] < nll_h).mean())
+
+
+def test_the_gap_over_another_model_is_the_difference_of_the_gaps_and_far_narrower(bundle, damaged, dataset, trained):
+    other = damaged(0.9)
+    mine, theirs = (user_forgetting(b, b.model(), dataset, trained[:20]) for b in (bundle, other))
+    over = mine.gap_over(theirs, PLAN)
+    assert over.value == pytest.approx(mine.gap(PLAN).value - theirs.gap(PLAN).value)
+    assert over.high - over.low < 0.5 * (mine.gap(PLAN).high - mine.gap(PLAN).low)
+
+
+def test_the_mass_of_a_concept_is_the_sum_of_its_items_probabilities(bundle, model, dataset):
+    cases, items = held_out(dataset).select(np.arange(5) < 5), dataset.concepts["Cycling"].astype(np.int64)
+    prompts = encode_histories(cases.histories, bundle.table, bundle.params.architecture.window)
+    everything = exact_scores(model, prompts, bundle.table).exp()
+    found = concept_mass(bundle, model, cases, items, PLAN)
+    assert found.value == pytest.approx(everything[:, items].sum(1).mean().item(), rel=1e-4)
+    assert everything.sum(1).max() <= 1.0001
 
 
 def test_exposure_counts_cases_that_asked_for_something_else():

@@ -1,6 +1,7 @@
 """Gates: verdicts at their boundaries, the attempt's verdict, and that integrity notices each kind of damage."""
 
 from dataclasses import replace
+from datetime import UTC, datetime
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from genrec.config import GateParams
 from genrec.data.subjects import Subject
 from genrec.evaluation import gates
+from genrec.evaluation.forgetting import UserForgetting
 from genrec.evaluation.gates import Gate, at_least, at_most, by_construction, decide, either, inside
 from genrec.evaluation.ranking import Ranking
 from genrec.evaluation.statistics import NOTHING, Bootstrap, Measure, mean, ratio
@@ -177,20 +179,67 @@ def test_damages_add_up(bundle, dataset, user_night):
 # --- forgetting, utility, drift, cost --------------------------------------------------------------------------------
 
 
+def people(forgotten, unseen):
+    return UserForgetting(np.asarray(forgotten, float), np.asarray(unseen, float), np.arange(len(forgotten))[:, None])
+
+
+def verdicts(found, retrained=None):
+    result = gates.user_gates(found, LIMITS, PLAN, retrained)
+    assert [g.name for g in result] == ["user-nll", "membership", "over-forgetting"]
+    assert all(g.blocking for g in result)
+    return [g.verdict for g in result]
+
+
 def test_user_gates_see_both_sides():
-    bound, (low, high) = LIMITS.user_nll, LIMITS.membership
-    names = ["user-nll", "membership", "over-forgetting"]
+    same = np.full(30, 1.4)
+    assert verdicts(people(same, same)) == ["PASS", "PASS", "PASS"]
+    assert verdicts(people(same - 0.2, same)) == ["FAIL", "FAIL", "PASS"]  # remembered
+    assert verdicts(people(same + 0.2, same)) == ["FAIL", "FAIL", "FAIL"]  # pushed too far
+    spread = np.linspace(1.1, 1.7, 12)
+    assert verdicts(people(spread, spread[::-1])) == ["INCONCLUSIVE"] * 3
 
-    def verdicts(gap, attack):
-        found = gates.user_gates(measure(*gap), measure(*attack), LIMITS)
-        assert [g.name for g in found] == names
-        assert all(g.blocking for g in found)
-        return [g.verdict for g in found]
 
-    assert verdicts((-bound, bound), (low, high)) == ["PASS", "PASS", "PASS"]
-    assert verdicts((-3 * bound, -2 * bound), (high + 0.1, 1)) == ["FAIL", "FAIL", "PASS"]  # remembered
-    assert verdicts((2 * bound, 3 * bound), (0, low - 0.1)) == ["FAIL", "FAIL", "FAIL"]  # pushed too far
-    assert verdicts((-bound, 2 * bound), (low, 1)) == ["INCONCLUSIVE"] * 3
+def test_too_few_people_decide_nothing_however_clear_they_look():
+    clear = people(np.full(LIMITS.min_users - 1, 1.2), np.full(30, 1.4))
+    assert verdicts(clear) == verdicts(clear, clear) == ["INCONCLUSIVE"] * 3
+    assert "decide nothing" in gates.user_gates(clear, LIMITS, PLAN)[0].rule
+
+
+def test_a_retrained_model_decides_what_never_seen_people_cannot():
+    """People differ far more from each other than two models differ on the same people."""
+    hard = np.linspace(1.1, 1.7, 12)
+    easy = hard[::-1]
+    retrained, bound = people(hard, easy), LIMITS.user_nll_retrained
+    assert verdicts(people(hard + bound / 2, easy), retrained) == ["PASS"] * 3
+    assert verdicts(people(hard - bound / 2, easy), retrained) == ["PASS"] * 3
+    assert verdicts(people(hard - 2 * bound, easy), retrained)[0] == "INCONCLUSIVE"  # the other route is still open
+    shown = gates.user_gates(people(hard - 2 * bound, easy), LIMITS, PLAN, retrained)[0]
+    assert shown.high == pytest.approx(-2 * bound)
+    assert "retrained" in shown.rule
+    same = np.full(30, 1.4)
+    assert verdicts(people(same - 0.2, same), people(same, same)) == ["FAIL", "FAIL", "PASS"]
+    assert verdicts(people(same - 0.2, same), people(same - 0.2, same)) == ["PASS"] * 3
+
+
+def test_the_concept_gate_allows_a_margin_over_the_retrained_model():
+    margin = LIMITS.concept_margin
+    shown = measure(0.0, 0.004 + margin)
+    assert gates.concept_gate(shown, LIMITS, "Horror").verdict == "INCONCLUSIVE"
+    assert gates.concept_gate(shown, LIMITS, "Horror", Measure(0.004, 0, 0.01, 10)).verdict == "PASS"
+    assert gates.concept_gate(shown, LIMITS, "Horror", Measure(0.0, 0, 0.01, 10)).limit == LIMITS.concept_sh10
+
+
+def test_the_worst_forgetting_gate_stands_for_a_form_of_the_model():
+    found = gates.robustness_gate("int8", [gate("PASS"), replace(gate("FAIL"), name="membership"), gate("PASS")])
+    assert (found.name, found.verdict, found.blocking) == ("robustness int8", "FAIL", True)
+    assert "membership after int8" in found.rule
+    assert gates.robustness_gate("int8", [gate("PASS"), gate("INCONCLUSIVE")]).verdict == "INCONCLUSIVE"
+
+
+def test_relearning_may_gain_no_more_than_the_retrained_model_and_a_margin():
+    limit = LIMITS.relearn_gain
+    assert gates.relearn_gate(measure(-0.2, limit), LIMITS).verdict == "PASS"
+    assert gates.relearn_gate(measure(limit * 1.01, 0.2), LIMITS).verdict == "FAIL"
 
 
 def test_the_concept_gate_looks_at_the_upper_bound():
@@ -278,3 +327,47 @@ def test_a_gate_says_how_its_verdict_follows():
     found = gates.cost_gate(1.0, 100.0, LIMITS).as_dict()
     assert set(found) == {*("name", "verdict", "value", "low", "high", "limit", "n", "check", "rule", "blocking")}
     assert found["check"] == "high <= limit"
+
+
+AT = datetime(2031, 5, 4, tzinfo=UTC)
+
+
+def named(name, verdict, rule="NLL gap"):
+    return Gate(name, verdict, 0.1, -1, 1, (-0.05, 0.05), 3, gates.INSIDE, rule)
+
+
+@pytest.mark.parametrize(
+    "name", ["user-nll", "membership", "over-forgetting", "robustness int8", "robustness unmerged"]
+)
+def test_a_calibration_carries_an_inconclusive_gate_about_people_and_says_so(name):
+    rule = "membership after int8: AUC" if name.startswith("robustness") else "AUC"
+    carried = gates.by_calibration(named(name, "INCONCLUSIVE", rule), AT, 85)
+    assert (carried.verdict, carried.blocking) == ("INCONCLUSIVE", False)
+    assert carried.rule == f"{rule}; carried by the calibration of 2031-05-04 on 85 users"
+    for verdict in ("PASS", "FAIL"):
+        other = named(name, verdict, rule)
+        assert gates.by_calibration(other, AT, 85) == other
+
+
+@pytest.mark.parametrize("name", ["integrity", "utility", "collateral", "concept", "relearn", "robustness int8"])
+def test_a_calibration_carries_nothing_else(name):
+    other = named(name, "INCONCLUSIVE", "concept after int8: SH@10")
+    assert gates.by_calibration(other, AT, 85) == other
+
+
+def test_of_equally_bad_gates_robustness_shows_the_one_that_cannot_be_carried():
+    found = [named("user-nll", "INCONCLUSIVE"), named("concept", "INCONCLUSIVE"), named("membership", "PASS")]
+    for order in (found, found[::-1]):
+        assert gates.robustness_gate("int8", order).rule.startswith("concept after int8")
+    failed = [*found, named("membership", "FAIL")]
+    assert gates.robustness_gate("int8", failed).rule.startswith("membership after int8")
+
+
+def test_a_small_group_is_decided_by_its_own_failures_and_by_what_nobody_carries():
+    def verdict(*found):
+        return decide([gates.by_calibration(gate, AT, 85) for gate in found], exact=False)
+
+    unsure, good = named("user-nll", "INCONCLUSIVE"), named("utility", "PASS")
+    assert verdict(unsure, good) == "PASS"
+    assert verdict(unsure, named("utility", "INCONCLUSIVE")) == "INCONCLUSIVE"
+    assert verdict(unsure, good, named("membership", "FAIL")) == "FAIL"

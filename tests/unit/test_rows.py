@@ -6,7 +6,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from genrec.training.rows import Row, batch_loss, bucketed, chunk, chunk_all, collate, shifted_chunks, token_nll, whole
+from genrec.training.rows import (
+    Row,
+    batch_loss,
+    bucketed,
+    chunk,
+    chunk_all,
+    collate,
+    cycle,
+    shifted_chunks,
+    token_nll,
+    whole,
+)
 
 
 @settings(max_examples=200, deadline=None)
@@ -90,6 +101,17 @@ def test_buckets_hold_similar_lengths_in_an_order_of_their_own():
     assert longest != sorted(longest)
     again = bucketed(rows, 4, 400, np.random.default_rng(0))
     assert [[id(row) for row in part] for part in again] == [[id(row) for row in part] for part in batches]
+
+
+@pytest.mark.parametrize(("count", "size"), [(5, 3), (3, 5), (4, 4), (1, 2)])
+def test_cycles_use_all_before_any_again(count, size):
+    stream = cycle(count, size, np.random.default_rng(0))
+    batches = [next(stream) for _ in range(4 * count)]
+    assert {len(batch) for batch in batches} == {size}
+    drawn = np.concatenate(batches)
+    rounds = [drawn[start : start + count].tolist() for start in range(0, len(drawn), count)]
+    assert all(sorted(part) == list(range(count)) for part in rounds)
+    assert count == 1 or len({tuple(part) for part in rounds}) > 1
 
 
 @torch.no_grad()

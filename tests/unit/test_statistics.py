@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 from sklearn.metrics import roc_auc_score
 
-from genrec.evaluation.statistics import NOTHING, Bootstrap, Measure, auc, matched_gap, mean, ratio, wilson
+from genrec.evaluation.statistics import NOTHING, Bootstrap, Measure, auc, difference, matched_gap, mean, ratio, wilson
 
 
 def draws(plan, n, stream):
@@ -38,6 +38,8 @@ def test_no_examples_say_nothing():
     assert mean(empty, plan) is NOTHING
     assert auc(empty, np.ones(3), plan) is NOTHING
     assert auc(np.ones(3), empty, plan) is NOTHING
+    assert difference(empty, np.ones(3), plan) is NOTHING
+    assert difference(np.ones(3), empty, plan) is NOTHING
     assert matched_gap(empty, np.ones(3), np.empty((0, 2), int), plan) is NOTHING
     assert np.isnan(NOTHING.value)
     assert (NOTHING.low, NOTHING.high, NOTHING.n) == (-np.inf, np.inf, 0)
@@ -109,6 +111,15 @@ def test_auc_equals_scikit_learn_also_with_ties():
         assert_measure(auc(positive, negative, plan), value, percentiles(slow, 0.95), len(positive))
 
 
+def test_difference_equals_a_loop_over_resamples_of_both_groups():
+    rng = np.random.default_rng(7)
+    x, y = rng.normal(1, 1, 14), rng.normal(0, 2, 9)
+    plan = Bootstrap(120, confidence=0.9, seed=3)
+    pairs = zip(draws(plan, 14, 1), draws(plan, 9, 2), strict=True)
+    slow = [x[own].mean() - y[others].mean() for own, others in pairs]
+    assert_measure(difference(x, y, plan), x.mean() - y.mean(), percentiles(slow, 0.9), 14)
+
+
 def test_matched_gap_equals_a_loop_over_resamples():
     rng = np.random.default_rng(6)
     x, y = rng.normal(1, 1, 12), rng.normal(0, 1, 6)
@@ -131,6 +142,7 @@ def test_figures_depend_on_the_seed_and_on_nothing_else():
         lambda plan: mean(x, plan),
         lambda plan: ratio(x + 5, y + 5, plan),
         lambda plan: auc(x, y, plan),
+        lambda plan: difference(x, y, plan),
         lambda plan: matched_gap(x, y, np.arange(20)[:, None], plan),
     ):
         assert figure(Bootstrap(60, seed=1)) == figure(Bootstrap(60, seed=1))

@@ -13,9 +13,10 @@ from genrec.models.adapter import lora_sites
 from genrec.models.backbone import Backbone
 from genrec.sid.quantise import residuals_along
 from genrec.sid.table import SidTable, Vocabulary, reassign
+from genrec.training.base import nearest_items
 from genrec.training.rows import Row, token_nll
 from genrec.unlearning import tracer as module
-from genrec.unlearning.tracer import _cycle, optimise, repair, soft_forward, soft_sids, tracer, tracer_rows
+from genrec.unlearning.tracer import optimise, repair, replaced, soft_forward, soft_sids, tracer, tracer_rows
 from genrec.unlearning.ucan import ucan
 
 CODES, LEVELS = 8, 4
@@ -229,16 +230,31 @@ def test_the_gradient_of_phi_equals_finite_differences(bundle, soft, items, othe
 
 def test_rows_are_those_of_people_who_stay_with_the_concept_in_its_places(concept_problem, items):
     found, data = tracer_rows(concept_problem), concept_problem.restored
-    users = {int(u) for u in range(len(data.user_ids)) if len(data.training_rows(u))}
-    assert {row.user for row in found.retain} == users
-    for user in users:
-        targets = np.concatenate([r.items[r.loss_from :] for r in found.retain if r.user == user])
-        assert targets.tolist() == data.training_rows(user).tolist()
-    assert all(np.isin(row.items[row.loss_from :], items).any() for row in found.forget)
-    total = sum(np.isin(row.items[row.loss_from :], items).sum() for row in found.retain)
-    assert total == sum(np.isin(row.items[row.loss_from :], items).sum() for row in found.forget)
-    assert total == np.isin(concept_problem.restored.items[concept_problem.restored.split == 0], items).sum()
-    assert all(len(history) and item in items for history, item in found.coherence)
+    users = [u for u in range(len(data.user_ids)) if len(data.training_rows(u))]
+    assert {row.user for row in found.beside} <= set(users)
+    for row in found.beside:
+        training = data.training_rows(row.user).tolist()
+        assert any(training[i : i + len(row.items)] == row.items.tolist() for i in range(len(training)))
+    asked = np.concatenate([data.training_rows(u) for u in users])
+    used = np.concatenate([row.items for row in found.forget])
+    assert np.isin(used, items).sum() == np.isin(asked, items).sum()  # each of them once
+    assert all(np.isin(row.items[-1], items) for row in found.forget)
+    for short, full in zip(found.forget, found.beside, strict=True):
+        assert full.items[: len(short.items)].tolist() == short.items.tolist()
+        assert not np.isin(full.items[len(short.items) :], items).any()
+    assert not any(np.isin(row.items, items).any() for row in found.retain)
+
+
+def test_near_items_take_the_place_of_concept_items_and_of_nothing_else(concept_problem, items, others):
+    concept = np.zeros(len(concept_problem.restored.item_ids), bool)
+    concept[items] = True
+    near = nearest_items(concept_problem.embeddings, 3, among=others)
+    for row in tracer_rows(concept_problem).beside:
+        found, where = replaced(row, concept, near, np.random.default_rng(0))
+        assert where.tolist() == np.isin(row.items, items).tolist()
+        assert found.items[~where].tolist() == row.items[~where].tolist()
+        assert all(new in near[old] for new, old in zip(found.items[where], row.items[where], strict=True))
+        assert not np.isin(found.items, items).any()
 
 
 def test_a_concept_that_nobody_trained_on_is_refused(concept_problem):
@@ -247,32 +263,19 @@ def test_a_concept_that_nobody_trained_on_is_refused(concept_problem):
         tracer(nothing)
 
 
-def test_cycles_use_all_before_any_again():
-    stream = _cycle(5, 3, np.random.default_rng(0))
-    drawn = np.concatenate([next(stream) for _ in range(10)])
-    for start in range(0, 30, 5):
-        assert sorted(drawn[start : start + 5]) == list(range(5))
-
-
-def watch(monkeypatch):
-    """Rows that pass through soft_forward, by identity."""
-    seen, original = [], module.soft_forward
+def test_every_forget_row_is_used_although_the_steps_are_few(concept_problem, soft, small, monkeypatch):
+    params = small(concept_problem.params, "unlearning.tracer", steps=1, batch_tokens=300)
+    problem, seen, original = replace(concept_problem, params=params), [], module.soft_forward
 
     def forward(model, rows, *rest):
         seen.extend(id(row) for row in rows)
         return original(model, rows, *rest)
 
     monkeypatch.setattr(module, "soft_forward", forward)
-    return seen
-
-
-def test_every_forget_row_is_used_although_the_steps_are_few(concept_problem, soft, small, monkeypatch):
-    params = small(concept_problem.params, "unlearning.tracer", steps=1, batch_size=12)
-    problem, seen = replace(concept_problem, params=params), watch(monkeypatch)
     rows = tracer_rows(problem)
     _, figures = optimise(problem, problem.bundle.adapted(), soft, rows)
-    assert {id(row) for row in rows.forget} <= set(seen)
-    assert figures["steps"] == -(-len(rows.forget) // 4)
+    assert sorted(seen) == sorted(id(row) for row in rows.forget)
+    assert figures["steps"] > 1
 
 
 # --- whole runs ------------------------------------------------------------------------------------------------------
@@ -363,14 +366,14 @@ def test_training_starts_from_the_effective_weights(concept_problem, user_proble
 
 
 def test_repair_trains_on_retained_rows_alone(concept_problem, bundle, small, monkeypatch):
-    params = small(concept_problem.params, "unlearning.tracer", repair_steps=30, learning_rate=3e-3)
+    params = small(concept_problem.params, "unlearning.tracer", repair_steps=30)
     problem, seen, model = replace(concept_problem, params=params), [], bundle.adapted()
     original = module.collate
-    monkeypatch.setattr(module, "collate", lambda rows, table: seen.extend(rows) or original(rows, table))
+    monkeypatch.setattr(module, "collate", lambda rows, table: seen.append(list(rows)) or original(rows, table))
     weight = model.get_input_embeddings().weight.clone()
     repair(problem, model, bundle.table)
-    assert len(seen) == 30 * params.unlearning.tracer.batch_size
-    assert not any(np.isin(row.items, concept_problem.items).any() for row in seen)
+    assert len(seen) == 30
+    assert not any(np.isin(row.items, concept_problem.items).any() for rows in seen for row in rows)
     assert torch.equal(model.get_input_embeddings().weight, weight)
     assert not model.training
 

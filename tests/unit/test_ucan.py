@@ -7,12 +7,13 @@ import pytest
 import torch
 from scipy.stats import spearmanr
 
-from genrec.config import UcanParams
 from genrec.errors import UnlearningError
-from genrec.models.adapter import combine, lora_sites
+from genrec.models.adapter import adapted_model, combine, lora_sites, weight_names
 from genrec.models.backbone import Backbone
 from genrec.training.rows import chunk
+from genrec.unlearning import METHODS
 from genrec.unlearning.ucan import EPS, attenuation, contrast, split_half_reliability, stream_activations, ucan
+from genrec.unlearning_params import UcanParams
 
 
 @pytest.fixture(scope="module")
@@ -104,10 +105,8 @@ def test_activations_equal_a_loop_over_users(bundle, dataset, params):
                 outputs[site].append((params.train.alpha / params.train.rank * (h @ b.T)).abs())
                 squares[site].append(h.square())
         for site in layers:
-            np.testing.assert_allclose(found[site].output[i], torch.cat(outputs[site]).mean(0), rtol=2e-4, atol=1e-6)
-            np.testing.assert_allclose(
-                found[site].hidden_square[i], torch.cat(squares[site]).mean(0), rtol=2e-4, atol=1e-6
-            )
+            np.testing.assert_allclose(found[site].magnitude[i], torch.cat(outputs[site]).mean(0), rtol=2e-4, atol=1e-6)
+            np.testing.assert_allclose(found[site].square[i], torch.cat(squares[site]).mean(0), rtol=2e-4, atol=1e-6)
 
 
 def test_streaming_leaves_no_hooks(bundle, dataset):
@@ -141,9 +140,9 @@ def test_the_scales_follow_contrast_and_utility(outcome, user_problem, bundle):
     retain = stream_activations(bundle, model, problem.retained, sample)
     for site, layer in lora_sites(model).items():
         b = layer.lora_B["default"].weight.detach().double().numpy()
-        norm = np.sqrt(retain[site].hidden_square.mean(0))
+        norm = np.sqrt(retain[site].square.mean(0))
         utility = [sum(abs(b[j, k]) * norm[k] for k in range(b.shape[1])) for j in range(len(b))]
-        c = contrast(forget[site].output, retain[site].output)
+        c = contrast(forget[site].magnitude, retain[site].magnitude)
         expected = slow_attenuation(c, utility, params)
         np.testing.assert_allclose(outcome.bundle.overlays[0].scales[site], expected, rtol=1e-5)
 
@@ -168,7 +167,7 @@ def test_a_repeat_changes_nothing(outcome, user_problem):
         assert len(repeated.overlays) == 1
         assert same(repeated.overlays[0].scales, outcome.bundle.overlays[0].scales)
     doubled = combine([*outcome.bundle.overlays, *on_top.bundle.overlays])
-    assert same(doubled, dict(outcome.bundle.overlays[0].scales))
+    assert same({site: s for (_, site), s in doubled.items()}, dict(outcome.bundle.overlays[0].scales))
 
 
 def test_another_batch_adds_its_own_overlay(outcome, user_problem):
@@ -176,7 +175,7 @@ def test_another_batch_adds_its_own_overlay(outcome, user_problem):
     assert [o.batch_id for o in second.bundle.overlays] == ["b-users", "b-next"]
     assert second.bundle.overlays[0] is outcome.bundle.overlays[0]
     combined = combine(second.bundle.overlays)
-    assert all((combined[site] <= s).all() for site, s in outcome.bundle.overlays[0].scales.items())
+    assert all((combined["out", site] <= s).all() for site, s in outcome.bundle.overlays[0].scales.items())
 
 
 def test_the_seed_chooses_the_retain_sample(outcome, user_problem):
@@ -197,13 +196,125 @@ def test_split_half_reliability_tells_signal_from_noise(outcome, model, bundle, 
     retain = stream_activations(bundle, model, dataset, users[40:])
     noise = stream_activations(bundle, model, dataset, users[:40])
     rng = np.random.default_rng(0)
-    signal = {s: replace(a, output=a.output * (1 + 9 * rng.random(a.output.shape[1]))) for s, a in noise.items()}
+    signal = {
+        s: replace(a, magnitude=a.magnitude * (1 + 9 * rng.random(a.magnitude.shape[1]))) for s, a in noise.items()
+    }
     assert split_half_reliability(signal, retain, 0) > 0.9
     assert split_half_reliability(noise, retain, 0) < 0.5
     one = {"site": signal[next(iter(signal))]}
     order = np.random.default_rng(4).permutation(40)
-    halves = [contrast(one["site"].output[h], retain[next(iter(signal))].output) for h in (order[:20], order[20:])]
+    halves = [
+        contrast(one["site"].magnitude[h], retain[next(iter(signal))].magnitude) for h in (order[:20], order[20:])
+    ]
     found = split_half_reliability(one, {"site": retain[next(iter(signal))]}, 4)
     assert found == pytest.approx(spearmanr(*halves)[0])
-    three = {s: replace(a, output=a.output[:3]) for s, a in noise.items()}
+    three = {s: replace(a, magnitude=a.magnitude[:3]) for s, a in noise.items()}
     assert np.isnan(split_half_reliability(three, retain, 0))
+
+
+# --- the other axes --------------------------------------------------------------------------------------------------
+
+
+def slow_dimensions(bundle, problem, users, data, site, axis):
+    """Per-user means of |activation| and of squared input of one site, one forward pass per row, from A and B."""
+    model, inputs = bundle.adapted(), []
+    lora_sites(model)[site].register_forward_pre_hook(lambda _, given: inputs.append(given[0][0].double()))
+    a, b = (bundle.adapter.state[name].double() for name in weight_names(site))
+    _, sigma, vt = torch.linalg.svd(b @ a)
+    to_rank = sigma[: len(a), None].sqrt() * vt[: len(a)]
+    magnitudes, squares = [], []
+    for user in users:
+        inputs.clear()
+        for row in chunk(data.training_rows(int(user)), problem.params.architecture.window):
+            with torch.no_grad():
+                tokens = [1, *bundle.table.tokens[row.items].ravel()]
+                model(input_ids=torch.tensor([tokens]), use_cache=False)
+        x = torch.cat(inputs)
+        z = x if axis == "in" else x @ to_rank.T
+        magnitudes.append(z.abs().mean(0).numpy())
+        squares.append(z.square().mean(0).numpy())
+    return np.stack(magnitudes), np.stack(squares)
+
+
+@pytest.mark.parametrize("axis", ["in", "rank"])
+def test_other_axes_follow_their_own_contrast_and_utility(user_problem, bundle, small, axis):
+    problem = replace(user_problem, params=small(user_problem.params, "unlearning.ucan", axis=axis, quantile=0.5))
+    params = problem.params.unlearning.ucan
+    (overlay,) = ucan(problem).bundle.overlays
+    assert overlay.axis == axis
+    assert sorted(overlay.scales) == sorted(bundle.adapter.sites)
+    sample = np.random.default_rng(problem.seed).choice(problem.retained_users, params.retain_users, replace=False)
+    for site in (bundle.adapter.sites[0], bundle.adapter.sites[-1]):
+        forget, _ = slow_dimensions(bundle, problem, problem.users, problem.restored, site, axis)
+        retain, squares = slow_dimensions(bundle, problem, sample, problem.retained, site, axis)
+        a, b = (bundle.adapter.state[name].double() for name in weight_names(site))
+        u, sigma, _ = torch.linalg.svd(b @ a, full_matrices=False)
+        weights = a if axis == "in" else (u * sigma.sqrt())[:, : len(a)]
+        useful = weights.abs().sum(0).numpy() * np.sqrt(squares.mean(0))
+        expected = slow_attenuation(contrast(forget, retain), useful, params)
+        np.testing.assert_allclose(overlay.scales[site], expected, rtol=1e-4)
+        assert (np.array(expected) < 1).any()
+
+
+def size_of_update(bundle):
+    return sum(layer.get_delta_weight("default").square().sum() for layer in lora_sites(bundle.adapted()).values())
+
+
+@pytest.mark.parametrize("axis", ["out", "rank", "in"])
+def test_each_axis_attenuates_the_model_and_leaves_its_weights(user_problem, bundle, small, axis):
+    problem = replace(user_problem, params=small(user_problem.params, "unlearning.ucan", axis=axis))
+    after = ucan(problem).bundle
+    assert after.adapter is bundle.adapter
+    assert size_of_update(after) < size_of_update(bundle)
+    again = ucan(replace(problem, bundle=after)).bundle
+    assert len(again.overlays) == 1
+    assert same(again.overlays[0].scales, after.overlays[0].scales)
+
+
+@pytest.mark.parametrize("axis", ["out", "rank", "in"])
+def test_the_order_of_requests_does_not_matter(user_problem, small, axis):
+    """Scales come from A and B as they are, not as earlier requests have attenuated them."""
+    first = replace(user_problem, params=small(user_problem.params, "unlearning.ucan", axis=axis))
+    second = replace(first, batch_id="b-next", users=user_problem.users[:3])
+    one = ucan(replace(second, bundle=ucan(first).bundle)).bundle
+    other = ucan(replace(first, bundle=ucan(second).bundle)).bundle
+    assert same(combine(one.overlays), combine(other.overlays))
+    assert same(adapted_model(one.backbone, one.adapter, one.overlays).state_dict(), other.adapted().state_dict())
+
+
+def test_requests_on_different_axes_add_up(user_problem, small):
+    rows = ucan(user_problem).bundle
+    params = small(user_problem.params, "unlearning.ucan", axis="in")
+    both = ucan(replace(user_problem, bundle=rows, batch_id="b-next", params=params)).bundle
+    assert [o.axis for o in both.overlays] == ["out", "in"]
+    for site, layer in lora_sites(both.adapted()).items():
+        first = lora_sites(rows.adapted())[site].get_delta_weight("default")
+        expected = first * both.overlays[1].scales[site]
+        torch.testing.assert_close(layer.get_delta_weight("default"), expected, atol=1e-6, rtol=1e-5)
+
+
+# --- ablations -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "weight"), [("ucan_without_contrast", 0.0), ("ucan_without_utility", 1.0)])
+def test_an_ablation_leaves_one_component_out(user_problem, outcome, small, name, weight):
+    found = METHODS[name].run(user_problem).bundle.overlays[0]
+    alone = replace(user_problem, params=small(user_problem.params, "unlearning.ucan", risk_weight=weight))
+    assert same(found.scales, ucan(alone).bundle.overlays[0].scales)
+    assert not same(found.scales, outcome.bundle.overlays[0].scales)
+
+
+def test_without_contrast_the_forgotten_users_make_no_difference(user_problem):
+    run = METHODS["ucan_without_contrast"].run
+    fewer = replace(user_problem, users=user_problem.users[:1])
+    assert same(run(user_problem).bundle.overlays[0].scales, run(fewer).bundle.overlays[0].scales)
+
+
+@pytest.mark.parametrize("floor", [0.0, 0.2])
+def test_hard_pruning_cuts_what_ucan_attenuates_and_nothing_else(user_problem, outcome, small, floor):
+    problem = replace(user_problem, params=small(user_problem.params, "unlearning.hard_prune", floor=floor))
+    hard, soft = METHODS["hard_prune"].run(problem).bundle.overlays[0].scales, outcome.bundle.overlays[0].scales
+    for site, scale in hard.items():
+        assert set(scale.tolist()) <= {torch.tensor(floor).item(), 1.0}
+        assert torch.equal(scale < 1, soft[site] < 1)
+    assert any((scale < 1).any() for scale in hard.values())

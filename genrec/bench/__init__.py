@@ -1,0 +1,1 @@
+"""`genrec bench`: methods side by side on the same erasures, seeds and gates."""

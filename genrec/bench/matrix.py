@@ -1,0 +1,133 @@
+"""The bench's matrix: every method on every erasure, each cell written once, so that an interrupted bench resumes."""
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+import genrec
+from genrec.bench.candidates import ORIGINAL, RETRAINED, Bench, Case, run
+from genrec.bench.erasures import Erasure
+from genrec.errors import ConfigError, unknown
+from genrec.unlearning import METHODS
+
+CODE = ("bench", "evaluation", "models", "sid", "training", "unlearning")
+
+
+def check_methods(names: Sequence[str]) -> tuple[str, ...]:
+    """`original` and `retrain` first, then `names` in order. Raises ConfigError listing the known methods."""
+    for name in names:
+        if name not in METHODS and name != ORIGINAL:
+            raise ConfigError(unknown("method", name, METHODS, "Give them as --methods a,b,c."))
+    return tuple(dict.fromkeys((ORIGINAL, RETRAINED, *names)))
+
+
+def code_hash() -> str:
+    """SHA-256 of the sources a figure depends on: a cell made by other code is measured again."""
+    root, digest = Path(genrec.__file__).parent, hashlib.sha256()
+    for path in sorted(path for folder in CODE for path in (root / folder).rglob("*.py")):
+        digest.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def cell_key(bench: Bench, erasure: Erasure, name: str, code: str) -> str:
+    """What a cell depends on, as one hash: base model, code, erasure, seed, the method's parameters and the limits."""
+    params = bench.params
+    settings = [params.gates, params.relearn, params.unlearning.model_dump(exclude={"user_ladder", "concept_ladder"})]
+    facts = [bench.identity, code, erasure.label, erasure.seed, name, params.seed, repr(settings)]
+    digest = hashlib.sha256(json.dumps(facts).encode())
+    for indices in (erasure.users, erasure.items):
+        digest.update(np.ascontiguousarray(indices, np.int64).tobytes() + b"|")
+    return digest.hexdigest()[:32]
+
+
+def fill(
+    bench: Bench, erasures: Sequence[Erasure], methods: Sequence[str], say: Callable[[str], None] = print
+) -> list[dict]:
+    """The record of every method on every erasure; those on disk are read, the others measured and written."""
+    records, code = [], code_hash()
+    for erasure in erasures:
+        case = Case(bench, erasure)
+        for name in check_methods(methods):
+            path = bench.folder / "cells" / f"{cell_key(bench, erasure, name, code)}.json"
+            reused = path.exists()
+            record = json.loads(path.read_text()) if reused else _write(path, run(case, name))
+            took = f"{record['seconds']:.1f} s" if "seconds" in record else record["reason"]
+            say(f"{erasure.label}, seed {erasure.seed}, {name}: {record['verdict']}, {took}{' (reused)' * reused}")
+            records.append(record)
+    return records
+
+
+def _write(path: Path, record: dict) -> dict:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.with_suffix(".tmp").write_text(json.dumps(plain(record), indent=1, allow_nan=False))
+    os.replace(path.with_suffix(".tmp"), path)
+    return json.loads(path.read_text())
+
+
+def plain(value):
+    """The same tree with None for NaN and infinity, which strict JSON does not hold."""
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, float | np.floating):
+        return float(value) if math.isfinite(value) else None
+    return value
+
+
+@dataclass(frozen=True)
+class Pooled:
+    """One figure over seeds: the mean of the values, and of both ends of the intervals (so it never looks narrower than
+    one seed's interval); n of the first."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+    n: int
+    seeds: int
+
+
+def pool(figures: Sequence[dict]) -> Pooled:
+    def average(key: str) -> float | None:
+        found = [figure[key] for figure in figures if figure[key] is not None]
+        return float(np.mean(found)) if found else None
+
+    return Pooled(average("value"), average("low"), average("high"), figures[0]["n"], len(figures))
+
+
+def table(records: Sequence[dict]) -> list[dict]:
+    """One row per label and method: pooled figures, gate verdicts counted over seeds, seconds, memory."""
+    rows = []
+    for label, name in dict.fromkeys((r["label"], r["method"]) for r in records):
+        cells = [r for r in records if (r["label"], r["method"]) == (label, name)]
+        done = [r for r in cells if r["figures"]]
+        row: dict = {
+            "label": label,
+            "method": name,
+            "seeds": len(cells),
+            "verdicts": _count(r["verdict"] for r in cells),
+        }
+        if done:
+            row["gates"] = {
+                gate: _count(g["verdict"] for r in done for g in r["gates"] if g["name"] == gate)
+                for gate in dict.fromkeys(g["name"] for r in done for g in r["gates"])
+            }
+            row["figures"] = {key: vars(pool([r["figures"][key] for r in done])) for key in done[0]["figures"]}
+            for key in ("seconds", "share_of_retraining", "peak_mib", "peak_above_start_mib"):
+                found = [r[key] for r in done if r[key] is not None]
+                row[key] = float(np.mean(found)) if found else None
+        else:
+            row["reason"] = cells[0]["reason"]
+        rows.append(row)
+    return rows
+
+
+def _count(verdicts) -> dict[str, int]:
+    found = list(verdicts)
+    return {verdict: found.count(verdict) for verdict in dict.fromkeys(found)}

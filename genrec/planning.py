@@ -1,0 +1,66 @@
+"""The router's facts, read from the workspace, and its plans, kept in the ledger: a resumed night keeps its plan."""
+
+from collections.abc import Sequence
+from datetime import datetime
+
+from genrec.calibration import approximate, params_hash
+from genrec.config import Workspace
+from genrec.models.bundle import read_manifest
+from genrec.night import Night, open_registry
+from genrec.requests.calibrations import Calibration, latest
+from genrec.requests.ledger import Batch, Request
+from genrec.requests.router import route, waiting
+from genrec.requests.store import open_ledger
+
+WAITING = "Requests about people left in the queue, too few for any method that has a valid calibration: {}."
+
+
+def family(workspace: Workspace, backbone_hash: str) -> dict[str, Calibration]:
+    """The newest calibration of each approximate method of the user ladder on this model family."""
+    params = workspace.params()
+    hashes = {name: params_hash(params, name) for name in approximate(params)}
+    return latest(open_ledger(workspace).engine, backbone_hash, hashes)
+
+
+def plan(night: Night, now: datetime) -> dict[str, dict]:
+    """The plan of each group of the night as JSON (`router.Plan.as_dict`); made once and kept with the batch."""
+    ledger = open_ledger(night.workspace)
+    details = ledger.stage(night.batch.id).details
+    if "plans" in details:
+        return details["plans"]
+    known = family(night.workspace, night.champion.backbone.hash)
+    plans = {
+        group.name: route(
+            group.kind, len(group.users), group.ladder, known, now=now,
+            calibration=night.params.calibration, router=night.params.router,
+        ).as_dict()
+        for group in night.groups
+    }  # fmt: skip
+    why = {request: plans[group.name]["reason"] for group in night.groups for request in group.request_ids}
+    ledger.set_plans(night.batch.id, plans, why, now=now)
+    return plans
+
+
+def claim(workspace: Workspace, now: datetime) -> tuple[Batch | None, str]:
+    """Claim the night's batch; with it, a sentence about the people who wait for more of their kind, or ""."""
+    params, ledger = workspace.params(), open_ledger(workspace)
+    days = params.requests.defer_days
+    known = _champions_family(workspace) if days else {}  # before the claim, which holds the ledger's write lock
+    left: frozenset[str] = frozenset()
+
+    def later(requests: Sequence[Request]) -> frozenset[str]:
+        nonlocal left
+        people = route(
+            "user", sum(request.kind == "user" for request in requests), params.unlearning.user_ladder, known, now=now,
+            calibration=params.calibration, router=params.router,
+        )  # fmt: skip
+        left = waiting(requests, people, now=now, defer_days=days, router=params.router)
+        return left
+
+    batch = ledger.claim(now=now, waiting=later)
+    return batch, WAITING.format(len(left)) if left else ""
+
+
+def _champions_family(workspace: Workspace) -> dict[str, Calibration]:
+    registry = open_registry(workspace)
+    return family(workspace, read_manifest(registry.bundle_path(registry.champion().number))["backbone_hash"])

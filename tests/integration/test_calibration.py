@@ -1,0 +1,51 @@
+"""`genrec calibrate` and what reads its results, through the real command line on a copy of a trained workspace."""
+
+import json
+import shutil
+import sqlite3
+
+import pandas as pd
+import pytest
+
+from tests.conftest import genrec
+
+
+@pytest.fixture(scope="module")
+def calibrated(trained, tmp_path_factory):
+    home = tmp_path_factory.mktemp("calibrated") / "shop"
+    shutil.copytree(trained, home)
+    return home, json.loads(genrec(home, "calibrate", "--json").stdout)
+
+
+def test_each_approximate_method_of_the_user_ladder_is_calibrated_and_listed(calibrated):
+    home, found = calibrated
+    assert [one["method"] for one in found] == ["ucan", "ucan_plus"]
+    rows = pd.read_parquet(home / "prepared" / "interactions.parquet")
+    trained = rows[rows.split == "train"].user_id.nunique()
+    assert {one["n"] for one in found} == {min(85, trained // 3)}
+    listed = json.loads(genrec(home, "calibrations", "--json").stdout)
+    assert listed == found
+    with sqlite3.connect(home / "var" / "ledger.db") as ledger:
+        assert ledger.execute("SELECT count(*) FROM audit WHERE event = 'calibrated'").fetchone() == (2,)
+        assert ledger.execute("SELECT expires_at <= datetime('now', '+1 second') FROM leases").fetchone() == (1,)
+
+
+def test_a_calibration_is_a_run_in_mlflow_and_names_nobody(calibrated):
+    home, found = calibrated
+    with sqlite3.connect(home / "mlruns" / "mlflow.db") as runs:
+        tags = dict(runs.execute("SELECT key, value FROM tags WHERE key LIKE 'verdict.%'"))
+    assert tags == {f"verdict.{one['method']}": one["verdict"] for one in found}
+    people = pd.read_csv(home / "data" / "interactions.csv", dtype=str).user_id.unique()
+    kept = [p for p in (home / "mlruns").rglob("*") if p.is_file()] + list((home / "var").glob("ledger.db*"))
+    content = b"".join(path.read_bytes() for path in kept) + json.dumps(found).encode()
+    assert not [user for user in people if user.encode() in content]
+
+
+def test_power_is_told_for_each_gate(calibrated):
+    home, _ = calibrated
+    needs = json.loads(genrec(home, "power", "--json").stdout)
+    assert [need["gate"] for need in needs[:3]] == ["user-nll", "membership", "concept"]
+    assert needs[2]["needed"] == 765
+    for need in needs:
+        assert (need["needed"] is None) == (need["holdout"] is not None), need
+    assert {need["gate"] for need in needs[3:]} == {"user-nll", "utility"}

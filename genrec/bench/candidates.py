@@ -15,14 +15,13 @@ from genrec.config import Params
 from genrec.data.sequences import Dataset, without
 from genrec.errors import UnlearningError
 from genrec.evaluation import gates
-from genrec.evaluation.forgetting import concept_mass, holdout_users
+from genrec.evaluation.forgetting import concept_mass, holdout_users, user_nll
 from genrec.evaluation.judge import Erased, Forgotten, Measured, judge, measure
 from genrec.evaluation.membership import membership
 from genrec.evaluation.ranking import TOP, rank, utility
 from genrec.evaluation.robustness import extraction, relearn, relearn_sample
 from genrec.evaluation.shift import (
     forget_set_ranking,
-    last_training_cases,
     perplexity,
     token_shift,
     top_item_shift,
@@ -103,27 +102,26 @@ class Case:
     def reference(self) -> Measured:
         return measure(self.erased, self.retrained[0], [self.group])
 
-    @cached_property
-    def relearn_cases(self):
-        """Where relearning is looked for: a concept in everybody's top 10, users' last items beyond the attacker's."""
-        if len(self.erasure.items):
-            return self.erased.provoking
-        rows = forget_rows(self.problem)
-        held = {rows[i].user for i in relearn_sample(rows, self.bench.params.relearn.share, self.erasure.seed)}
-        return last_training_cases(self.bench.dataset, [u for u in self.erasure.users if int(u) not in held])
-
     def brought_back(self, bundle: Bundle) -> np.ndarray:
-        """Gain of each relearning case through a little training on a share of the forget rows: float64 [n]."""
-        after = relearn(bundle, forget_rows(self.problem), self.bench.params.relearn, self.erasure.seed)
-        hits = [self._hits(b) for b in (bundle, after)]
-        return hits[1] - hits[0]
+        """What a little training on a share of the forget rows brings back, per test case or person: float64 [n].
 
-    def _hits(self, bundle: Bundle) -> np.ndarray:
-        ranking = rank(bundle, bundle.model(), self.relearn_cases)
-        if not len(self.erasure.items):
-            return ranking.recall(TOP)
-        other = ~np.isin(self.relearn_cases.targets, self.erasure.items)
-        return np.isin(ranking.top[other], self.erasure.items).any(1).astype(np.float64)
+        Concepts: whether it is back in the top 10 of somebody who asked for something else. Users: how much more likely
+        the other forgotten people's sequences become, nat per token (a rank of 85 people's items tells nothing).
+        """
+        rows, params, seed = forget_rows(self.problem), self.bench.params.relearn, self.erasure.seed
+        after = relearn(bundle, rows, params, seed)
+        if len(self.erasure.items):
+            return self._exposed(after) - self._exposed(bundle)
+        held = {rows[i].user for i in relearn_sample(rows, params.share, seed)}
+        others = [u for u in self.erasure.users if int(u) not in held]
+        before, now = (user_nll(b, b.model(), self.bench.dataset, others)[0] for b in (bundle, after))
+        return before - now
+
+    def _exposed(self, bundle: Bundle) -> np.ndarray:
+        cases = self.erased.provoking
+        other = ~np.isin(cases.targets, self.erasure.items)
+        shown = np.isin(rank(bundle, bundle.model(), cases).top[other], self.erasure.items)
+        return shown.any(1).astype(np.float64)
 
     @cached_property
     def reference_gain(self) -> np.ndarray:

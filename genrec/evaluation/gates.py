@@ -200,7 +200,8 @@ def robustness_gate(form: str, found: Sequence[Gate]) -> Gate:
 
 
 def relearn_gate(extra: Measure, params: GateParams) -> Gate:
-    """`extra`: what a few steps on a part of the forget set bring back, minus the same for the retrained model."""
+    """`extra`: what a few steps on a part of the forget set bring back, minus the same for the retrained model; a share
+    of SH@10 for concepts, nat per token for users."""
     return _gate("relearn", extra, AT_MOST, params.relearn_gain, "relearning gains over the retrained model")
 
 

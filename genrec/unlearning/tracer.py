@@ -11,10 +11,11 @@ Commit: s_i^l = argmax_k q_phi with new dedup digits.
 
 Ours: tau starts as the median top-2 gap of squared distances (at the published .005 phi cannot move) and sharpens over
 the run, so that the soft likelihood that is pushed down ends as the hard one that is served; L_F stops pushing an item
-once it is `forget_margin` nat less likely than a uniform guess; AdamW, with a rate that falls over the second half; a
-code already reassigned by an earlier request keeps its place at phi = 0 through a fixed offset. L_R and L_Coh are taken
-on retained histories and on histories whose concept items are all replaced by near ones (one pass serves every concept
-target of a row), so they move the adapter alone, and L_F needs no second backward pass for phi's mask.
+once it is `forget_margin` nat less likely than a uniform guess; AdamW, with a rate that falls over the second half,
+stopped early on retained users' validation NLL; a code already reassigned by an earlier request keeps its place at
+phi = 0 through a fixed offset. L_R and L_Coh are taken on retained histories and on histories whose concept items are
+all replaced by near ones (one pass serves every concept target of a row), so they move the adapter alone, and L_F needs
+no second backward pass for phi's mask.
 """
 
 from collections.abc import Sequence
@@ -25,8 +26,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from genrec.data.sequences import TRAIN
+from genrec.data.sequences import TRAIN, VALID
 from genrec.errors import UnlearningError
+from genrec.evaluation.ranking import Cases, held_out, target_nll
 from genrec.models.adapter import Adapter, adapted_model, adapter_state, fold
 from genrec.sid.quantise import Codebooks, residuals_along, squared_distances
 from genrec.sid.table import SidTable, reassign
@@ -35,6 +37,12 @@ from genrec.training.loop import Optimisation, train
 from genrec.training.rows import Row, batch_loss, bucketed, collate, shifted_chunks, token_batches, token_losses, whole
 from genrec.unlearning.problem import Method, Outcome, Problem
 from genrec.unlearning.retrain import retrain_rows
+
+SETTLE = 0.6
+"""Share of the steps after which tau is at its sharpest and the learning rate nearly gone: from here it may stop."""
+
+CHECK, VALIDATION_USERS = 16, 100
+"""Steps between two looks at the validation NLL, and on how many retained users."""
 
 MARGIN = 1e-3
 """By how much, in units of tau, a stored code beats every other one at phi = 0."""
@@ -171,12 +179,31 @@ def replaced(row: Row, concept: np.ndarray, near: np.ndarray, rng: np.random.Gen
     return Row(np.where(where, chosen, row.items), user=row.user), where
 
 
+def validation_cases(problem: Problem) -> Cases:
+    """Validation targets of a seeded sample of retained users."""
+    cases = held_out(problem.retained, VALID)
+    drawn = np.random.default_rng([problem.seed, 3]).permutation(len(cases.targets))[:VALIDATION_USERS]
+    return cases.select(np.isin(np.arange(len(cases.targets)), drawn))
+
+
+def validation_nll(problem: Problem, model: nn.Module, cases: Cases) -> float:
+    """Mean NLL of the validation targets, nat per token; the retained targets' SIDs are the same before and after."""
+    if len(cases.targets) == 0:
+        return float("inf")  # without anybody to ask the run never stops early
+    model.eval()
+    value = float(target_nll(problem.bundle, model, cases).mean())
+    model.train()
+    return value
+
+
 def optimise(
     problem: Problem, model: nn.Module, soft: SoftSids, rows: Rows
 ) -> tuple[torch.Tensor, dict[str, float | str]]:
     """Train the adapter inside `model` and phi; returns phi [concept, L, K] in units of tau.
 
     Each step has two passes: the soft one (L_F: gradients of phi and the adapter) and the hard one (L_R and L_Coh).
+    Once every forget row is used and tau is sharp, it stops as soon as retained users' validation NLL is back where it
+    began.
     """
     params, table, window = problem.params.unlearning.tracer, problem.bundle.table, problem.params.architecture.window
     levels = table.vocabulary.levels
@@ -194,18 +221,22 @@ def optimise(
     most, part = 2 * params.batch_tokens // 3, params.batch_tokens // 6
     epoch = len(bucketed(rows.forget, levels, most, np.random.default_rng(0)))
     steps = max(params.steps, epoch)  # every forget row is used
-    forget_batches, beside_batches = (
-        token_batches(rows.forget, levels, most, rng),
-        token_batches(rows.beside, levels, part, rng),
-    )
+    forget_batches = token_batches(rows.forget, levels, most, rng)
+    beside_batches = token_batches(rows.beside, levels, part, rng)
     retain_batches = token_batches(shifted_chunks(rows.retain, window, rng), levels, part, rng)
     floor = -(np.log(len(table.item_ids)) + params.forget_margin)
+    validation, settle = validation_cases(problem), round(SETTLE * steps)
+    began = validation_nll(problem, model, validation)
     last: dict[str, float | str] = {}
     for step in range(steps):
-        rate = min(1.0, 2 * (1 - step / steps))  # the second half settles
-        optimiser.param_groups[0]["lr"] = params.learning_rate * rate
-        sharpness = params.sharpen ** (step / max(1, steps - 1))
-        q = soft.q(phi, sharpness)
+        if step >= max(epoch, settle) and (step - settle) % CHECK == 0:
+            now = validation_nll(problem, model, validation)
+            last["validation_nll_increase"] = now - began
+            if now <= began + params.tolerance:
+                steps = step
+                break
+        optimiser.param_groups[0]["lr"] = params.learning_rate * min(1.0, 2 * (1 - step / steps))
+        q = soft.q(phi, params.sharpen ** min(1.0, step / settle))
         log_p, is_forget, _ = soft_forward(model, next(forget_batches), table, soft, q)
         loss_f = _mean(log_p.clamp(min=floor), is_forget)
         gradient_f, *gradients = torch.autograd.grad(loss_f, [phi, *weights])
@@ -230,7 +261,7 @@ def optimise(
             phi.grad = (params.forget_weight * gradient_f + score) * open_
         nn.utils.clip_grad_norm_(weights, problem.params.train.clip_norm)
         optimiser.step()
-        last = {"retain_nll_per_token": loss_r.item(), "forget_log_p_per_item": loss_f.item()}
+        last |= {"retain_nll_per_token": loss_r.item(), "forget_log_p_per_item": loss_f.item()}
         if not np.isfinite(loss_r.item() + loss_f.item()):
             raise UnlearningError("TRACER's loss is not finite. Lower unlearning.tracer.learning_rate.")
     return phi.detach(), {"steps": steps, **last}

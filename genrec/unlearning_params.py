@@ -50,7 +50,8 @@ class TracerParams(Section):
     forget_margin: float = Field(4.0, ge=0, description="L_F stops at this many nat per item below a uniform guess")
     sharpen: float = Field(10.0, ge=1, description="factor by which tau shrinks over the run")
     tolerance: float = Field(
-        0.005, description="it may stop once retained users' validation NLL is at most so much over the start, nat/token"
+        0.005,
+        description="it may stop with retained users' validation NLL at most so much over the start, nat/token",
     )
     repair_steps: int = Field(40, ge=1, description="retain-only steps of the `tracer_repair` rung")
     repair_rate: float = Field(5e-4, gt=0, description="peak learning rate of the repair's cosine schedule")

@@ -1,4 +1,4 @@
-"""`genrec calibrate` and what reads its results, through the real command line on a copy of a trained workspace."""
+"""`genrec calibrate`, what reads its results, and `genrec bench`, through the real command line on a trained copy."""
 
 import json
 import shutil
@@ -49,3 +49,20 @@ def test_power_is_told_for_each_gate(calibrated):
     for need in needs:
         assert (need["needed"] is None) == (need["holdout"] is not None), need
     assert {need["gate"] for need in needs[3:]} == {"user-nll", "utility"}
+
+
+def test_the_bench_compares_with_retraining_and_resumes(calibrated, tmp_path):
+    home, _ = calibrated
+    file = tmp_path / "users.json"
+    arguments = ("bench", "unlearn", "--scenario", "users", "--methods", "ucan", "--seeds", "1", "--json", str(file))
+    genrec(home, *arguments)
+    first = json.loads(file.read_text())
+    assert [row["method"] for row in first["table"]] == ["original", "retrain", "ucan"]
+    assert first["table"][2]["figures"]["test NLL increase"]["n"] > 50
+    assert (tmp_path / "users.html").exists()
+    again = genrec(home, *arguments)
+    assert again.stderr.count("(reused)") == 3
+    assert json.loads(file.read_text())["records"] == first["records"]
+    with sqlite3.connect(home / "mlruns" / "mlflow.db") as runs:
+        children = runs.execute("SELECT count(*) FROM tags WHERE key = 'mlflow.parentRunId'").fetchone()
+    assert children == (6,)

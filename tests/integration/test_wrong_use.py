@@ -149,3 +149,13 @@ def test_corrupt_bundle_is_not_served(trained):
     finally:
         part.write_bytes(good)
     genrec(trained, "evaluate")
+
+
+def test_bench_lists_the_scenarios_methods_and_sources_it_knows(empty, tmp_path):
+    assert "Known scenarios" in refused(empty, "bench", "unlearn", "--scenario", "user")
+    line = refused(empty, "bench", "unlearn", "--methods", "ucan,trcer")
+    assert "'trcer'" in line
+    assert "tracer" in line
+    line = refused(empty, "bench", "unlearn", "--data", str(tmp_path))
+    assert "neither two canonical tables" in line
+    assert "ml-100k" in line

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ValidationError
 import genrec
 from genrec import pipeline
 from genrec.cli import stage_app
-from genrec.config import Params, Settings, UnlearningParams, load_params
+from genrec.config import Params, Settings, UnlearningParams, known_params, load_params
 from genrec.errors import ConfigError
 from genrec.unlearning import METHODS, method
 from genrec.workspace import create, params_yaml
@@ -163,3 +163,10 @@ def test_the_pseudonym_key_is_made_once_and_kept_from_others(monkeypatch, tmp_pa
     assert workspace.pseudonym_key() == key
     assert (workspace.var / "pseudonym.key").stat().st_mode & 0o777 == 0o600
     assert Settings(home=tmp_path, pseudonym_key="mine").workspace.pseudonym_key() == b"mine"
+
+
+def test_keys_that_a_newer_version_lost_do_not_make_an_old_bundle_unreadable():
+    old = {"seed": 4, "gone": 1, "unlearning": {"tracer": {"steps": 5, "batch_size": 24}, "user_ladder": ["retrain"]}}
+    kept = known_params(old)
+    assert kept == {"seed": 4, "unlearning": {"tracer": {"steps": 5}, "user_ladder": ["retrain"]}}
+    assert Params.model_validate(kept).unlearning.tracer.steps == 5

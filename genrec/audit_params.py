@@ -19,7 +19,9 @@ class BenchParams(Section):
 
     user_share: float = Field(0.10, gt=0, lt=1, description="share of the trained users that one draw forgets")
     tuning_share: float = Field(0.20, gt=0, lt=1, description="share of users that only `--tuning` draws from")
-    tuning_concepts: tuple[str, ...] = Field(("Horror",), description="concepts methods are tuned on, never reported")
+    tuning_concepts: tuple[str, ...] = Field(
+        ("Horror", "Western"), description="concepts methods are tuned on, never reported"
+    )
     concepts: int = Field(5, ge=1, description="concepts to choose when none is named")
     concept_share: tuple[float, float] = Field((0.005, 0.15), description="share of training rows of a chosen concept")
     max_cases: int = Field(2000, ge=1, description="test cases to measure on, a sample where there are more")

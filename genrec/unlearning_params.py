@@ -37,10 +37,11 @@ class UcanPlusParams(Section):
 class TracerParams(Section):
     """TRACER, arXiv 2606.07688."""
 
-    steps: int = Field(80, ge=1, description="at least; every forget row is used")
+    steps: int = Field(70, ge=1, description="at least; every forget row is used")
     batch_tokens: int = Field(
-        4800, ge=64, description="per step, padding counted: two thirds forget, a sixth each coherence and retain"
+        4800, ge=64, description="per step: two thirds forget, a sixth coherence, and a quarter of it again retain"
     )
+    retain_weight: float = Field(8.0, ge=0, description="weight of L_R, the divergence from the start model")
     learning_rate: float = Field(2e-4, gt=0, description="adapter (AdamW)")
     phi_learning_rate: float = Field(0.05, gt=0, description="assignment scores, in units of tau (AdamW)")
     forget_weight: float = Field(0.1, ge=0, description="l1")

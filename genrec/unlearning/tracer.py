@@ -48,6 +48,9 @@ SETTLE = 0.6
 CHECK, VALIDATION_USERS = 16, 100
 """Steps between two looks at the validation NLL, and on how many retained users."""
 
+FORGOTTEN = 0.98
+"""Share of concept targets that lie at the floor of L_F before it may stop."""
+
 MARGIN = 1e-3
 """By how much, in units of tau, a stored code beats every other one at phi = 0."""
 
@@ -206,8 +209,8 @@ def optimise(
     """Train the adapter inside `model` and phi; returns phi [concept, L, K] in units of tau.
 
     Each step has two passes: the soft one (L_F: gradients of phi and the adapter) and the hard one (L_R and L_Coh).
-    Once every forget row is used and tau is sharp, it stops as soon as retained users' validation NLL is back where it
-    began.
+    Once every forget row is used, tau is sharp and the concept lies at its floor, it stops as soon as retained users'
+    validation NLL is back where it began.
     """
     params, table, window = problem.params.unlearning.tracer, problem.bundle.table, problem.params.architecture.window
     levels = table.vocabulary.levels
@@ -233,8 +236,9 @@ def optimise(
     validation, settle = validation_cases(problem), round(SETTLE * steps)
     began = validation_nll(problem, model, validation)
     last: dict[str, float | str] = {}
+    at_floor: list[float] = []
     for step in range(steps):
-        if step >= max(epoch, settle) and (step - settle) % CHECK == 0:
+        if step >= max(epoch, settle) and (step - settle) % CHECK == 0 and np.mean(at_floor[-CHECK:]) >= FORGOTTEN:
             now = validation_nll(problem, model, validation)
             last["validation_nll_increase"] = now - began
             if now <= began + params.tolerance:
@@ -244,6 +248,7 @@ def optimise(
         q = soft.q(phi, params.sharpen ** min(1.0, step / settle))
         log_p, is_forget, _ = soft_forward(model, next(forget_batches), table, soft, q)
         loss_f = _mean(log_p.clamp(min=floor), is_forget)
+        at_floor.append(float((log_p[is_forget] <= floor).float().mean()))
         gradient_f, *gradients = torch.autograd.grad(loss_f, [phi, *weights])
 
         beside = [replaced(row, concept, near, rng) for row in next(beside_batches)]

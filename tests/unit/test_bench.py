@@ -134,6 +134,19 @@ def test_an_interrupted_bench_goes_on_where_it_stopped(bench, draw, records, mon
     assert made == ["ucan", "original", "retrain"]
 
 
+def test_what_no_seed_changes_is_measured_once(bench, monkeypatch):
+    made = []
+    monkeypatch.setattr(matrix, "run", lambda case, name: made.append((name, case.erasure.seed)) or {"figures": {}} | {
+        "verdict": "PASS", "seconds": 0.0,
+    })  # fmt: skip
+    monkeypatch.setattr(matrix, "code_hash", lambda: "counting")
+    matrix.fill(bench, concept_erasures(bench.dataset, SMALL, [0, 1], ["Garden"]), ["tracer"], say=lambda _: None)
+    assert made == [("original", 0), ("retrain", 0), ("tracer", 0), ("tracer", 1)]
+    made.clear()
+    matrix.fill(bench, user_draws(bench.dataset, SMALL, [0, 1]), [], say=lambda _: None)
+    assert made == [("original", 0), ("retrain", 0), ("original", 1), ("retrain", 1)]
+
+
 def test_a_cell_hangs_on_everything_that_could_change_it(bench, draw):
     params = bench.params.model_copy(update={"relearn": RelearnParams(steps=3)})
     keys = [

@@ -80,8 +80,8 @@ def test_migrations_make_exactly_the_declared_schema(ledger):
 
 
 def test_many_can_open_a_new_ledger_at_once(url):
-    with ThreadPoolExecutor(4) as pool:
-        ledgers = list(pool.map(lambda _: Ledger(url, KEY, RequestParams()), range(4)))
+    with ThreadPoolExecutor(12) as pool:
+        ledgers = list(pool.map(lambda _: Ledger(url, KEY, RequestParams()), range(12)))
     assert all(one.requests() == [] for one in ledgers)
 
 

@@ -41,7 +41,7 @@ class TracerParams(Section):
     batch_tokens: int = Field(
         4800, ge=64, description="per step: two thirds forget, a sixth coherence, and a quarter of it again retain"
     )
-    retain_weight: float = Field(8.0, ge=0, description="weight of L_R, the divergence from the start model")
+    retain_weight: float = Field(4.0, ge=0, description="weight of L_R, the divergence from the start model")
     learning_rate: float = Field(2e-4, gt=0, description="adapter (AdamW)")
     phi_learning_rate: float = Field(0.05, gt=0, description="assignment scores, in units of tau (AdamW)")
     forget_weight: float = Field(0.1, ge=0, description="l1")
@@ -50,9 +50,8 @@ class TracerParams(Section):
     coherence_items: int = Field(5, ge=1, description="K nearest retained items that take the freed mass")
     forget_margin: float = Field(4.0, ge=0, description="L_F stops at this many nat per item below a uniform guess")
     sharpen: float = Field(10.0, ge=1, description="factor by which tau shrinks over the run")
-    tolerance: float = Field(
-        0.005,
-        description="it may stop with retained users' validation NLL at most so much over the start, nat/token",
+    tolerance: float | None = Field(
+        None, description="it may stop with retained users' validation NLL at most so much over the start; null: never"
     )
     repair_steps: int = Field(40, ge=1, description="retain-only steps of the `tracer_repair` rung")
     repair_rate: float = Field(5e-4, gt=0, description="peak learning rate of the repair's cosine schedule")

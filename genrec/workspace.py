@@ -38,6 +38,6 @@ def _lines(section: BaseModel, depth: int) -> list[str]:
         if isinstance(value, BaseModel):
             lines += [f"{pad}{name}:", *_lines(value, depth + 1)]
             continue
-        shown = f"[{', '.join(map(str, value))}]" if isinstance(value, tuple) else value
+        shown = f"[{', '.join(map(str, value))}]" if isinstance(value, tuple) else "null" if value is None else value
         lines.append(f"{pad}{name}: {shown}" + (f"  # {field.description}" if field.description else ""))
     return lines

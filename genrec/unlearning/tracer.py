@@ -13,11 +13,11 @@ Commit: s_i^l = argmax_k q_phi with new dedup digits.
 Ours: tau starts as the median top-2 gap of squared distances (at the published .005 phi cannot move) and sharpens over
 the run, so that the soft likelihood that is pushed down ends as the hard one that is served; L_F stops pushing an item
 once it is `forget_margin` nat less likely than a uniform guess; AdamW, with a rate that falls over the second half,
-stopped early on retained users' validation NLL; a code already reassigned by an earlier request keeps its place at
-phi = 0 through a fixed offset. L_R is the divergence KL(p_start || p) instead of the labels' NLL: it has far less noise
-and keeps several times more of the ranking. L_R is taken on retained histories and L_Coh on histories whose concept
-items are all replaced by near ones (one pass serves every concept target of a row), so they move the adapter alone, and
-L_F needs no second backward pass for phi's mask.
+stopped early on retained users' validation NLL where `tolerance` is set; a code already reassigned by an earlier
+request keeps its place at phi = 0 through a fixed offset. L_R is the divergence KL(p_start || p) instead of the labels'
+NLL: it has far less noise and keeps several times more of the ranking. L_R is taken on retained histories and L_Coh on
+histories whose concept items are all replaced by near ones (one pass serves every concept target of a row), so they
+move the adapter alone, and L_F needs no second backward pass for phi's mask.
 """
 
 from collections.abc import Sequence
@@ -241,7 +241,7 @@ def optimise(
         if step >= max(epoch, settle) and (step - settle) % CHECK == 0 and np.mean(at_floor[-CHECK:]) >= FORGOTTEN:
             now = validation_nll(problem, model, validation)
             last["validation_nll_increase"] = now - began
-            if now <= began + params.tolerance:
+            if params.tolerance is not None and now <= began + params.tolerance:
                 steps = step
                 break
         optimiser.param_groups[0]["lr"] = params.learning_rate * min(1.0, 2 * (1 - step / steps))

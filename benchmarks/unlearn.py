@@ -56,34 +56,40 @@ def counts(verdicts: dict[str, int]) -> str:
     return ", ".join(f"{name} {count}" for name, count in verdicts.items())
 
 
+def markdown(*columns: str) -> list[str]:
+    """The first two lines of a table."""
+    return [f"| {' | '.join(columns)} |", f"|{' --- |' * len(columns)}"]
+
+
+def cost(row: dict) -> str:
+    return f"{row['seconds']:.1f} ({100 * row['share_of_retraining']:.1f} %)"
+
+
 def users(result: dict) -> str:
-    lines = [
-        "| method | NLL gap over retrained | AUC (loss) | TPR@1%FPR | test NLL increase | NDCG@10 ratio | Trade-off@10 "
-        "| seconds (share) | peak MiB above start | verdict |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
+    lines = markdown(
+        "method", "NLL gap over retrained", "AUC (loss)", "TPR@1%FPR", "test NLL increase", "NDCG@10 ratio",
+        "Trade-off@10", "seconds (share)", "peak MiB above start", "verdict",
+    )  # fmt: skip
     for row in result["table"]:
         f = row.get("figures")
         if not f:
             lines.append(f"| `{row['method']}` | refused: {row['reason']} | | | | | | | | |")
             continue
-        cost = f"{row['seconds']:.1f} ({100 * row['share_of_retraining']:.1f} %)"
         memory = "-" if row["peak_above_start_mib"] is None else f"{row['peak_above_start_mib']:.0f}"
         lines.append(
             f"| `{row['method']}` | {figure(f['user NLL gap over retrained'])} | {figure(f['membership loss AUC'])} "
             f"| {figure(f['membership loss TPR@1%FPR'])} | {figure(f['test NLL increase'])} "
             f"| {figure(f['ndcg@10 ratio'])} | {figure(f['trade-off@10'], 1)} "
-            f"| {cost} | {memory} | {counts(row['verdicts'])} |"
+            f"| {cost(row)} | {memory} | {counts(row['verdicts'])} |"
         )
     return "\n".join(lines)
 
 
 def concepts(result: dict) -> str:
-    lines = [
-        "| concept | method | SH@10 | target mass | test NLL increase | NDCG@10 ratio | collateral | seconds (share) "
-        "| verdict | gates not passed |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
+    lines = markdown(
+        "concept", "method", "SH@10", "target mass", "test NLL increase", "NDCG@10 ratio", "collateral",
+        "seconds (share)", "verdict", "gates not passed",
+    )  # fmt: skip
     for row in result["table"]:
         f = row.get("figures")
         if not f:
@@ -94,7 +100,7 @@ def concepts(result: dict) -> str:
             f"| {row['label']} | `{row['method']}` | {figure(f['sh@10 ' + row['label']], 4)} "
             f"| {figure(f['target mass'], 4)} | {figure(f['test NLL increase'])} | {figure(f['ndcg@10 ratio'])} "
             f"| {figure(f['test NLL increase, sharing SID tokens'])} "
-            f"| {row['seconds']:.1f} ({100 * row['share_of_retraining']:.1f} %) | {counts(row['verdicts'])} "
+            f"| {cost(row)} | {counts(row['verdicts'])} "
             f"| {'; '.join(missed)} |"
         )
     return "\n".join(lines)
@@ -103,8 +109,9 @@ def concepts(result: dict) -> str:
 def stream(result: dict) -> str:
     parts = []
     for run_ in result["streams"]:
-        lines = ["| night | users | concept | seconds | drift (NDCG@10 lost) | test NLL increase | utility gate |"]
-        lines.append("| --- | --- | --- | --- | --- | --- | --- |")
+        lines = markdown(
+            "night", "users", "concept", "seconds", "drift (NDCG@10 lost)", "test NLL increase", "utility gate"
+        )
         lines += [
             f"| {n['night']} | {n['users']} | {n['concept'] or ''} | {n['seconds']:.1f} | {figure(n['drift'])} "
             f"| {figure(n['test NLL increase'])} | {n['utility']} |"

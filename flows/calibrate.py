@@ -3,18 +3,12 @@
 It takes the night's lease: the two never overlap.
 """
 
-import os
-import socket
-from datetime import UTC, datetime
-
 from prefect import flow
 from prefect.artifacts import create_table_artifact
 
-from flows.unlearn import LEASE
+from flows.unlearn import lease
 from genrec.config import Settings
 from genrec.environment import prepare_environment
-from genrec.requests.lease import Lease
-from genrec.requests.store import open_ledger
 from tasks import evaluation
 
 
@@ -26,9 +20,7 @@ def calibrate(home: str | None = None) -> list[dict]:
     """
     workspace = (Settings(home=home) if home else Settings()).workspace
     prepare_environment(workspace)
-    holder = f"calibration {socket.gethostname()} {os.getpid()}"
-    engine, seconds = open_ledger(workspace).engine, workspace.params().requests.lease_seconds
-    with Lease.acquire(engine, LEASE, holder, lambda: datetime.now(UTC), seconds):
+    with lease(workspace, "calibration"):
         found = evaluation.calibrate(workspace)
     rows = [{name: one[name] for name in ("method", "verdict", "n", "split_half", "wall_s", "gold_s")} for one in found]
     create_table_artifact(table=rows, key="calibration", description="Methods on this week's shadow cohort")

@@ -33,11 +33,15 @@ def unlearn(home: str | None = None, trigger: str = "nightly") -> dict:
     """
     workspace = (Settings(home=home) if home else Settings()).workspace
     prepare_environment(workspace)
-    ledger = open_ledger(workspace)
-    holder = f"{trigger} {socket.gethostname()} {os.getpid()}"
-    seconds = workspace.params().requests.lease_seconds
-    with Lease.acquire(ledger.engine, LEASE, holder, lambda: datetime.now(UTC), seconds):
+    with lease(workspace, trigger):
         return _night(workspace)
+
+
+def lease(workspace: Workspace, what: str) -> Lease:
+    """The lease that everything holds which needs the champion to stay as it is; `what` names the holder's run."""
+    holder = f"{what} {socket.gethostname()} {os.getpid()}"
+    seconds = workspace.params().requests.lease_seconds
+    return Lease.acquire(open_ledger(workspace).engine, LEASE, holder, lambda: datetime.now(UTC), seconds)
 
 
 def _night(workspace: Workspace) -> dict:

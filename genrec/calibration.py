@@ -16,14 +16,15 @@ from datetime import datetime
 import numpy as np
 
 from genrec.config import Params, Workspace
-from genrec.data.sequences import TRAIN, Dataset, load_dataset, without
+from genrec.data.files import finite
+from genrec.data.sequences import Dataset, load_dataset, without
 from genrec.data.version import data_version
 from genrec.errors import DataError, UnlearningError
 from genrec.evaluation import gates
 from genrec.evaluation.judge import Erased, Forgotten, Measured, judge, measure
 from genrec.evaluation.statistics import Bootstrap, Measure, mean
 from genrec.models.bundle import Bundle
-from genrec.night import figures, finite, open_registry
+from genrec.night import figures, open_registry
 from genrec.pipeline import load_embeddings
 from genrec.requests.audit import canonical_json
 from genrec.requests.calibrations import Calibration, record
@@ -64,8 +65,7 @@ def cohort(dataset: Dataset, params: Params, at: datetime) -> np.ndarray:
 
     Raises DataError where there are fewer than three to draw from.
     """
-    owner = np.repeat(np.arange(len(dataset.user_ids)), np.diff(dataset.offsets))
-    trained = np.unique(owner[dataset.split == TRAIN])
+    trained = dataset.trained_users
     size = min(params.calibration.users, len(trained) // SMALLEST_SHARE)
     if size == 0:
         raise DataError(f"{len(trained)} trained users are too few for a shadow cohort. Load more data, then train.")
@@ -86,9 +86,9 @@ def calibrate(problem: Problem, champion: str, at: datetime) -> list[Calibration
     champion: the version `problem.bundle` is. A method that cannot run is a FAIL without gates.
     """
     params = problem.params
-    plan = Bootstrap(params.gates.bootstrap, params.gates.confidence, params.seed)
+    plan = Bootstrap.of(params)
     group = Forgotten(LABEL, problem.users, problem.items)
-    erased = Erased(problem.retained, problem.restored, (group,), params.gates, plan)
+    erased = Erased(problem.retained, problem.restored, params.gates, plan)
     before = measure(erased, problem.bundle, [group])
     gold, gold_s = _timed("retrain", problem)
     reference = measure(erased, gold.bundle, [group])

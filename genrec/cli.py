@@ -60,14 +60,11 @@ def data_fetch(
     """Bring a source into data/ as canonical tables and pin it with DVC (data.dvc)."""
     from dataclasses import asdict
 
-    from genrec.data.sources import fetch
     from genrec.data.version import data_version
-    from tasks.data import dvc
+    from tasks.data import fetch_and_pin
 
     workspace = open_workspace()
-    params = workspace.params()
-    report = fetch(source, workspace.data, source_dir=from_dir, params=params.data, seed=params.seed)
-    dvc(workspace, "add", "data")
+    report = fetch_and_pin(workspace, source, from_dir)
     facts = asdict(report) | {"data_version": data_version(workspace.data_pin)}
     if not as_json:
         typer.echo("Licence: " + "\n         ".join(report.licence))

@@ -1,10 +1,12 @@
 """`genrec bench`: measurements, each written to JSON."""
 
-import contextlib
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from genrec.config import Settings, Workspace
+from genrec.terminal import open_workspace, show
 
 bench_app = typer.Typer(no_args_is_help=True, help="Measure methods against each other.")
 
@@ -26,9 +28,7 @@ def bench_unlearn(
     An interrupted run goes on where it stopped: finished cells and retrained models are kept by content.
     """
     from genrec.bench import unlearn
-    from genrec.cli import open_workspace
     from genrec.night import open_registry
-    from genrec.terminal import show
 
     order = unlearn.Order(scenario, _names(methods), seeds, _names(concepts), tuning)
     unlearn.check(order)
@@ -51,16 +51,14 @@ def _names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
-def bench_workspace(home, data: Path | None):
+def bench_workspace(home: Workspace, data: Path | None) -> Workspace:
     """The workspace to measure in: `home`, a workspace named by `data`, or one made for the source in `data`.
 
     What is made lies in HOME/var/bench/workspaces and has the parameters of `home`.
     """
     from genrec.bench.unlearn import source_of
-    from genrec.config import Settings
-    from genrec.data.sources import fetch
     from genrec.workspace import create, params_yaml
-    from tasks.data import dvc
+    from tasks.data import fetch_and_pin
 
     if data is None:
         return home
@@ -73,8 +71,6 @@ def bench_workspace(home, data: Path | None):
         create(root)
     workspace = Settings(home=root).workspace
     workspace.params_file.write_text(params_yaml(params))
-    report = fetch(name, workspace.data, source_dir=data, params=params.data, seed=params.seed)
-    with contextlib.suppress(IndexError):
-        typer.echo(f"Licence: {report.licence[0]}", err=True)
-    dvc(workspace, "add", "data")
+    report = fetch_and_pin(workspace, name, data)
+    typer.echo("Licence: " + " ".join(report.licence), err=True)
     return workspace

@@ -17,7 +17,7 @@ def evaluate_version(workspace: Workspace, alias: str, exact: bool = False) -> d
     bundle, dataset, params = registry.bundle(version.number), load_dataset(workspace.prepared), workspace.params()
     if bundle.table.item_ids != dataset.item_ids:
         raise BundleError(f"Version {version.number} was built for another catalogue. Train on this one: genrec train.")
-    plan = Bootstrap(params.gates.bootstrap, params.gates.confidence, params.seed)
+    plan = Bootstrap.of(params)
     ranked = ranking.rank(bundle, bundle.model(), ranking.held_out(dataset), exact=exact)
     figures = ranking.utility(ranked, len(dataset.item_ids), plan)
     return {"version": version.number, "utility": {name: m.as_dict() for name, m in figures.items()}}

@@ -5,7 +5,6 @@ State between steps is on disk: the ledger holds the batch and its stage, `var/s
 """
 
 import json
-import math
 import os
 import shutil
 import time
@@ -19,6 +18,7 @@ import numpy as np
 
 from genrec.config import Workspace
 from genrec.data.erase import Erasure, erase
+from genrec.data.files import write_json
 from genrec.data.sequences import Dataset, ForgetSet, load_dataset, read_forget_set, restore
 from genrec.data.version import data_version
 from genrec.errors import RequestError, UnlearningError
@@ -56,7 +56,7 @@ class Night:
         self.workspace, self.batch, self.champion_number = workspace, batch, champion
         self.params = workspace.params()
         self.folder = workspace.var / "nights" / batch.id
-        self.plan = Bootstrap(self.params.gates.bootstrap, self.params.gates.confidence, self.params.seed)
+        self.plan = Bootstrap.of(self.params)
 
     @property
     def sealed_file(self) -> Path:
@@ -80,7 +80,7 @@ class Night:
 
     @cached_property
     def erased(self) -> Erased:
-        return Erased(self.retained, self.restored, self.groups, self.params.gates, self.plan)
+        return Erased(self.retained, self.restored, self.params.gates, self.plan)
 
     @cached_property
     def groups(self) -> tuple[Group, ...]:
@@ -166,7 +166,7 @@ def attempt(night: Night, group_name: str, method_name: str, number: int, start:
     except UnlearningError as error:
         result |= {"verdict": "FAIL", "reason": f"{reason} {error}".strip(), "gates": [], "diagnostics": {}}
         result |= {"wall_s": round(time.perf_counter() - started, 2), "folder": None, "version": None}
-        return _write_once(record, result)
+        return write_json(record, result)
     wall = round(time.perf_counter() - started, 2)
     denied = {night.retained.item_ids[i] for i in group.items}
     candidate = replace(outcome.bundle, deny=tuple(sorted({*outcome.bundle.deny, *denied})), params=night.params)
@@ -190,7 +190,7 @@ def attempt(night: Night, group_name: str, method_name: str, number: int, start:
         "forgetting": figures(after.forgetting),
     }  # fmt: skip
     result["version"] = _register(night, folder, result)
-    return _write_once(record, result)
+    return write_json(record, result)
 
 
 def judge_final(night: Night, last: dict, number: int) -> dict:
@@ -214,7 +214,7 @@ def judge_final(night: Night, last: dict, number: int) -> dict:
     registry = open_registry(night.workspace)
     for gate in found:
         registry.tag(last["version"], f"final.{gate.name}", gate.verdict)
-    return _write_once(record, result)
+    return write_json(record, result)
 
 
 def _plans(night: Night) -> dict[str, dict]:
@@ -253,23 +253,6 @@ def _register(night: Night, folder: str, result: dict) -> str:
     params = {"seed": str(night.params.seed), "method": result["method"]}
     artefacts = {"gates.json": json.dumps(result["gates"], indent=1)}
     return registry.register(night.folder / folder, metrics=metrics, params=params, tags=tags, artefacts=artefacts)
-
-
-def finite(value):
-    """The same tree with None for NaN and infinity, which strict JSON and the audit chain do not hold."""
-    if isinstance(value, dict):
-        return {key: finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _write_once(path: Path, value: dict) -> dict:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(finite(value), indent=1, allow_nan=False))
-    os.replace(temporary, path)
-    return json.loads(path.read_text())
 
 
 def destroy_sealed(night: Night) -> None:

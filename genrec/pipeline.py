@@ -146,7 +146,7 @@ def evaluate(workspace: Workspace) -> dict:
 
     bundle, dataset = load_bundle(workspace.artefacts / "bundle"), load_dataset(workspace.prepared)
     params = workspace.params()
-    plan = Bootstrap(params.gates.bootstrap, params.gates.confidence, params.seed)
+    plan = Bootstrap.of(params)
     cases = ranking.held_out(dataset)
     ranked = ranking.rank(bundle, bundle.model(), cases)
     popular = ranking.popularity_ranks(dataset, cases)

@@ -1,7 +1,5 @@
 """`genrec power`: what the gates need on this workspace's champion."""
 
-import numpy as np
-
 from genrec.calibration import OVER_RETRAINED, TEST_NLL
 from genrec.config import Workspace
 from genrec.data.sequences import load_dataset
@@ -23,8 +21,7 @@ def power_of(workspace: Workspace, wanted: float) -> list[Need]:
     registry, limits = open_registry(workspace), workspace.params().gates
     bundle = registry.bundle(registry.champion().number)
     dataset = load_dataset(workspace.prepared)
-    trained = np.array([u for u in range(len(dataset.user_ids)) if len(dataset.training_rows(u))], np.int64)
-    spread = user_forgetting(bundle, bundle.model(), dataset, trained)
+    spread = user_forgetting(bundle, bundle.model(), dataset, dataset.trained_users)
     confidence = limits.confidence
     needs = [
         power.user_nll(spread, limits.user_nll, confidence, wanted),

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
@@ -13,6 +14,7 @@ from prefect.cache_policies import NO_CACHE
 from genrec import night as steps
 from genrec import pipeline
 from genrec.config import Workspace
+from genrec.data.sources import FetchReport, fetch
 from genrec.data.version import data_version
 from genrec.errors import DataError
 
@@ -46,6 +48,14 @@ def dvc(workspace: Workspace, *arguments: str, quiet: bool = True) -> None:
     raise DataError(
         f"`dvc {' '.join(arguments)}` failed ({process.returncode}): {said[-1500:] or 'see its output above'}"
     )
+
+
+def fetch_and_pin(workspace: Workspace, source: str, source_dir: Path | None) -> FetchReport:
+    """Bring a source into data/ as canonical tables and pin it with DVC (data.dvc)."""
+    params = workspace.params()
+    report = fetch(source, workspace.data, source_dir=source_dir, params=params.data, seed=params.seed)
+    dvc(workspace, "add", "data")
+    return report
 
 
 @task(cache_policy=NO_CACHE)

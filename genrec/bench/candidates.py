@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
 from genrec.bench.erasures import Erasure
 from genrec.bench.memory import peak_memory
@@ -58,11 +59,10 @@ class Case:
 
     def __init__(self, bench: Bench, erasure: Erasure):
         self.bench, self.erasure = bench, erasure
-        limits = bench.params.gates
-        plan = Bootstrap(limits.bootstrap, limits.confidence, bench.params.seed)
+        limits, plan = bench.params.gates, Bootstrap.of(bench.params)
         retained = without(bench.dataset, erasure.users, erasure.items)
         self.group = Forgotten(erasure.label, erasure.users, erasure.items)
-        self.erased = Erased(retained, bench.dataset, (self.group,), limits, plan, bench.params.bench.max_cases)
+        self.erased = Erased(retained, bench.dataset, limits, plan, bench.params.bench.max_cases)
         self.problem = Problem(
             bench.bundle, bench.params, retained, bench.dataset, erasure.users, erasure.items, bench.embeddings,
             f"bench-{erasure.seed}", erasure.seed,
@@ -101,6 +101,13 @@ class Case:
     @cached_property
     def reference(self) -> Measured:
         return measure(self.erased, self.retrained[0], [self.group])
+
+    @cached_property
+    def original_recall(self) -> float:
+        """Recall@10 of the champion on the forgotten users' last training items."""
+        erasure, data = self.erasure, self.bench.dataset
+        ranked = forget_set_ranking(self.champion, self.champion.model(), data, erasure.users, self.erased.plan)
+        return ranked.recall.value
 
     def relearned(self, bundle: Bundle) -> np.ndarray | UserForgetting:
         """What a little training on a share of the forget rows brings back.
@@ -183,7 +190,7 @@ def figures(case: Case, candidate: Bundle, after: Measured) -> dict[str, Measure
     found["test NLL increase"] = mean(after.ranking.nll - before.ranking.nll, plan)
     found["test NLL over retrained"] = mean(after.ranking.nll - case.reference.ranking.nll, plan)
     found["prediction shift"] = top_item_shift(before.ranking, after.ranking, plan.confidence)
-    for name, mask in slices(case, candidate).items():
+    for name, mask in slices(case).items():
         found[f"test NLL increase, {name}"] = mean((after.ranking.nll - before.ranking.nll)[mask], plan)
     if len(case.erasure.items):
         cases = erased.provoking.select(np.arange(len(erased.provoking.targets)) < MASS_CASES)
@@ -191,14 +198,16 @@ def figures(case: Case, candidate: Bundle, after: Measured) -> dict[str, Measure
         exposed = np.isin(after.ranking.top, case.erasure.items).sum(1) / TOP
         found["exposure share"] = mean(exposed, plan)
     if len(case.erasure.users):
-        found |= user_figures(case, candidate, after, found[f"recall@{TOP}"])
+        found |= user_figures(case, candidate, model, after, found[f"recall@{TOP}"])
     return found
 
 
-def user_figures(case: Case, candidate: Bundle, after: Measured, recall: Measure) -> dict[str, Measure]:
+def user_figures(
+    case: Case, candidate: Bundle, model: nn.Module, after: Measured, recall: Measure
+) -> dict[str, Measure]:
     """Likelihood, attacks, divergence, perplexity and extraction of the forgotten users."""
     plan, restored, users = case.erased.plan, case.bench.dataset, case.erasure.users
-    model, label = candidate.model(), case.group.label
+    label = case.group.label
     found = {"user NLL gap over retrained": after.users[label].gap_over(case.reference.users[label], plan)}
     attacks = membership(candidate, model, restored, users, plan)
     for name in ("loss", "calibrated", "min_k"):
@@ -211,16 +220,14 @@ def user_figures(case: Case, candidate: Bundle, after: Measured, recall: Measure
     found["perplexity forgotten"] = perplexity(candidate, model, restored, users, plan)
     forgotten = forget_set_ranking(candidate, model, restored, users, plan)
     found |= {"forget recall@10": forgotten.recall, "forget ndcg@10": forgotten.ndcg}
-    original, champion = forget_set_ranking(case.champion, case.champion.model(), restored, users, plan), case.before
-    value = trade_off(
-        original.recall.value, forgotten.recall.value, float(champion.ranking.recall(TOP).mean()), recall.value
-    )
+    before = float(case.before.ranking.recall(TOP).mean())
+    value = trade_off(case.original_recall, forgotten.recall.value, before, recall.value)
     found["trade-off@10"] = Measure(value, float("nan"), float("nan"), len(users))
     prompted = extraction(candidate, model, restored, users, holdout_users(restored), plan)
     return found | {"extraction@50": prompted.forgotten, "extraction@50 over unseen": prompted.difference}
 
 
-def slices(case: Case, candidate: Bundle) -> dict[str, np.ndarray]:
+def slices(case: Case) -> dict[str, np.ndarray]:
     """Parts of the staying people's test cases: collateral, popularity of the target, length of the history."""
     cases, data = case.erased.cases, case.erased.retained
     counts = np.bincount(data.items[data.split == 0], minlength=len(data.item_ids))

@@ -34,20 +34,16 @@ def check_scenario(name: str) -> None:
         raise ConfigError(unknown("scenario", name, SCENARIOS, "See genrec bench unlearn --help."))
 
 
-def trained_users(dataset: Dataset) -> np.ndarray:
-    return np.array([u for u in range(len(dataset.user_ids)) if len(dataset.training_rows(u))], np.int64)
-
-
 def user_pool(dataset: Dataset, params: BenchParams, tuning: bool) -> np.ndarray:
     """Trained users that may be drawn: `tuning_share` of them by a hash of their id, or all the others."""
-    users = trained_users(dataset)
+    users = dataset.trained_users
     draws = [int.from_bytes(hashlib.sha256(f"tune|{dataset.user_ids[u]}".encode()).digest()[:8], "big") for u in users]
     return users[(np.array(draws) / 2**64 < params.tuning_share) == tuning]
 
 
 def user_draws(dataset: Dataset, params: BenchParams, seeds: Sequence[int], tuning: bool = False) -> list[Erasure]:
     """One draw of `user_share` of the trained users per seed. Raises DataError when the pool is too small."""
-    pool, size = user_pool(dataset, params, tuning), round(params.user_share * len(trained_users(dataset)))
+    pool, size = user_pool(dataset, params, tuning), round(params.user_share * len(dataset.trained_users))
     if not 0 < size <= len(pool):
         raise DataError(
             f"bench.user_share asks for {size} users and {len(pool)} may be drawn. Change it in params.yaml."

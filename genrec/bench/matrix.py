@@ -2,8 +2,6 @@
 
 import hashlib
 import json
-import math
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +11,7 @@ import numpy as np
 import genrec
 from genrec.bench.candidates import ORIGINAL, RETRAINED, Bench, Case, run
 from genrec.bench.erasures import Erasure
+from genrec.data.files import write_json
 from genrec.errors import ConfigError, unknown
 from genrec.unlearning import METHODS
 
@@ -50,40 +49,20 @@ def fill(
     bench: Bench, erasures: Sequence[Erasure], methods: Sequence[str], say: Callable[[str], None] = print
 ) -> list[dict]:
     """The record of every method on every erasure; those on disk are read, the others measured and written."""
-    records, code = [], code_hash()
+    records, code, everything = [], code_hash(), check_methods(methods)
     done: set[tuple[bytes, bytes]] = set()
     for erasure in erasures:
         case, what = Case(bench, erasure), (erasure.users.tobytes(), erasure.items.tobytes())
-        names = check_methods(methods)
-        if what in done:  # the original and the retrained model do not depend on a method's seed
-            names = tuple(name for name in names if name not in (ORIGINAL, RETRAINED))
+        again = what in done  # the original and the retrained model do not depend on a method's seed
         done.add(what)
-        for name in names:
+        for name in (n for n in everything if not (again and n in (ORIGINAL, RETRAINED))):
             path = bench.folder / "cells" / f"{cell_key(bench, erasure, name, code)}.json"
             reused = path.exists()
-            record = json.loads(path.read_text()) if reused else _write(path, run(case, name))
+            record = json.loads(path.read_text()) if reused else write_json(path, run(case, name))
             took = f"{record['seconds']:.1f} s" if "seconds" in record else record["reason"]
             say(f"{erasure.label}, seed {erasure.seed}, {name}: {record['verdict']}, {took}{' (reused)' * reused}")
             records.append(record)
     return records
-
-
-def _write(path: Path, record: dict) -> dict:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.with_suffix(".tmp").write_text(json.dumps(plain(record), indent=1, allow_nan=False))
-    os.replace(path.with_suffix(".tmp"), path)
-    return json.loads(path.read_text())
-
-
-def plain(value):
-    """The same tree with None for NaN and infinity, which strict JSON does not hold."""
-    if isinstance(value, dict):
-        return {key: plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    if isinstance(value, float | np.floating):
-        return float(value) if math.isfinite(value) else None
-    return value
 
 
 @dataclass(frozen=True)

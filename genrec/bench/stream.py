@@ -16,10 +16,12 @@ from genrec.bench.candidates import Bench, Case
 from genrec.bench.erasures import NOTHING, Erasure, choose_concepts, user_pool
 from genrec.data.sequences import without
 from genrec.errors import DataError
+from genrec.evaluation.forgetting import user_nll
 from genrec.evaluation.gates import Gate, utility_gate
 from genrec.evaluation.judge import Erased, Forgotten, Measured, forgetting, forgetting_gates, measure
-from genrec.evaluation.ranking import TOP, Ranking, rank
+from genrec.evaluation.ranking import TOP, Ranking, rank, target_nll
 from genrec.evaluation.statistics import mean, ratio
+from genrec.models.adapter import combine
 from genrec.models.bundle import Bundle
 from genrec.unlearning import Problem, method
 
@@ -161,10 +163,6 @@ def order_independence(bench: Bench, stream: Stream, user_method: str) -> list[d
 
 
 def _spread(bench: Bench, ends: list[Bundle], users: np.ndarray) -> dict[str, float]:
-    from genrec.evaluation.forgetting import user_nll
-    from genrec.evaluation.ranking import target_nll
-    from genrec.models.adapter import combine
-
     case = Case(bench, Erasure("both", 0, users, NOTHING))
     combined = [combine(bundle.overlays) for bundle in ends]
     scale = max(

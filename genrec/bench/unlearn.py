@@ -1,9 +1,7 @@
 """`genrec bench unlearn`: open the base model, run the scenario, write JSON and plot, log to MLflow."""
 
-import json
 import os
 import platform
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -15,6 +13,7 @@ from genrec.bench.erasures import check_scenario, concept_erasures, user_draws
 from genrec.bench.plot import write_plot
 from genrec.bench.stream import run_stream
 from genrec.config import Workspace
+from genrec.data.files import write_json
 from genrec.data.sequences import load_dataset
 from genrec.data.sources import SOURCES
 from genrec.data.tables import table_file
@@ -93,10 +92,7 @@ def stream_methods(methods: Sequence[str]) -> tuple[str, str]:
 
 def write(result: dict, file: Path) -> list[Path]:
     """The JSON and, next to it, the plot (not for streams); returns both paths."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_suffix(".tmp")
-    temporary.write_text(json.dumps(matrix.plain(result), indent=1, allow_nan=False) + "\n")
-    shutil.move(temporary, file)
+    write_json(file, result)
     if "table" not in result:
         return [file]
     return [file, write_plot(result["table"], result["scenario"], file.with_suffix(".html"))]

@@ -1,10 +1,15 @@
 """Replacing files and folders so that a reader sees the old or the new one, whatever kills the writer."""
 
+import json
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 
 def write_atomically(path: Path, write: Callable, mode: int = 0o644) -> None:
@@ -16,6 +21,25 @@ def write_atomically(path: Path, write: Callable, mode: int = 0o644) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
+
+
+def finite(value: Any) -> Any:
+    """The same tree with None for NaN and infinity, which strict JSON and the audit chain do not hold."""
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    if isinstance(value, float | np.floating):
+        return float(value) if math.isfinite(value) else None
+    return value
+
+
+def write_json(path: Path, value: dict) -> dict:
+    """Write `finite(value)` to `path` by rename, its folder made where it is missing; returns what a reader gets."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(finite(value), indent=1, allow_nan=False) + "\n"
+    write_atomically(path, lambda file: file.write(text.encode()))
+    return json.loads(text)
 
 
 def recover(target: Path) -> None:

@@ -36,6 +36,12 @@ class Dataset:
         """Place of each row in its user's history, int64 [rows]."""
         return np.arange(len(self.items)) - np.repeat(self.offsets[:-1], np.diff(self.offsets))
 
+    @property
+    def trained_users(self) -> np.ndarray:
+        """Users (indices, ascending) that have rows which training may see, int64 [n]."""
+        owner = np.repeat(np.arange(len(self.user_ids)), np.diff(self.offsets))
+        return np.unique(owner[self.split == TRAIN])
+
     def history(self, user: int) -> np.ndarray:
         """All items of a user (by index), oldest first, whatever their split."""
         return self.items[self.offsets[user] : self.offsets[user + 1]]

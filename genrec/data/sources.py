@@ -39,6 +39,10 @@ HARPER = (
     "F. Maxwell Harper and Joseph A. Konstan. 2015. The MovieLens Datasets: History and Context. "
     "ACM TiiS 5, 4: 19:1-19:19. https://doi.org/10.1145/2827872"
 )
+AMAZON = (
+    "Amazon review data (McAuley et al., UCSD): no explicit open licence; offered for research,",
+    "with a request to cite. Do not publish reviewer ids.",
+)
 
 
 @dataclass(frozen=True)
@@ -289,20 +293,14 @@ SOURCES = {
         build=_ml_latest_small,
     ),
     "amazon-beauty": Source(
-        licence=(
-            "Amazon review data (McAuley et al., UCSD): no explicit open licence; offered for research,",
-            "with a request to cite. Do not publish reviewer ids.",
-        ),
+        licence=AMAZON,
         citation="R. He and J. McAuley. 2016. Ups and Downs. WWW; J. McAuley et al. 2015. SIGIR.",
         url="https://cseweb.ucsd.edu/~jmcauley/datasets/amazon/links.html",
         files={"interactions.parquet": None, "items.parquet": None},
         build=_amazon_beauty,
     ),
     "amazon-scientific": Source(
-        licence=(
-            "Amazon review data (McAuley et al., UCSD): no explicit open licence; offered for research,",
-            "with a request to cite. Do not publish reviewer ids.",
-        ),
+        licence=AMAZON,
         citation="J. Ni, J. Li and J. McAuley. 2019. Justifying Recommendations. EMNLP-IJCNLP.",
         url="https://cseweb.ucsd.edu/~jmcauley/datasets/amazon_v2/",
         files={"Scientific.inter.json": None, "Scientific.item.json": None},

@@ -40,14 +40,13 @@ class Forgotten:
 
 @dataclass(frozen=True, eq=False)
 class Erased:
-    """One erasure: the data without the forgotten rows, the data with them, and what is forgotten.
+    """One erasure: the data without the forgotten rows, the data with them, and how to measure on them.
 
     max_cases: test cases to measure on, a sample by a hash of the user where there are more; None for all.
     """
 
     retained: Dataset
     restored: Dataset
-    groups: tuple[Forgotten, ...]
     limits: GateParams
     plan: Bootstrap
     max_cases: int | None = None

@@ -18,7 +18,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from genrec.data.sequences import Dataset
 from genrec.evaluation.forgetting import holdout_users
@@ -26,7 +25,7 @@ from genrec.evaluation.ranking import training_histories
 from genrec.evaluation.statistics import NOTHING, Bootstrap, Measure, auc, wilson
 from genrec.models.bundle import Bundle
 from genrec.sid.table import SidTable
-from genrec.training.rows import Row, bucketed, chunk, collate
+from genrec.training.rows import Row, bucketed, chunk, collate, token_losses
 
 FPR = 0.01
 """Share of never-seen users the attacker may flag by mistake."""
@@ -81,9 +80,7 @@ def row_token_nll(
     numbered = [Row(row.items, row.loss_from, i, row.skip) for i, row in enumerate(rows)]
     for part in bucketed(numbered, table.vocabulary.levels, batch_tokens, np.random.default_rng(0)):
         batch = collate(part, table)
-        logits = model(input_ids=batch.tokens[:, :-1], use_cache=False).logits.float()
-        nll = F.cross_entropy(logits.transpose(1, 2), batch.labels, ignore_index=-100, reduction="none")
-        for row, values, labels in zip(part, nll, batch.labels, strict=True):
+        for row, values, labels in zip(part, token_losses(model, batch), batch.labels, strict=True):
             found[row.user] = values[labels >= 0].double().numpy()
     return found
 

@@ -5,6 +5,8 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from scipy import stats
 
+from genrec.config import Params
+
 
 @dataclass(frozen=True)
 class Measure:
@@ -30,6 +32,10 @@ class Bootstrap:
     resamples: int = 2000
     confidence: float = 0.95
     seed: int = 0
+
+    @classmethod
+    def of(cls, params: Params) -> "Bootstrap":
+        return cls(params.gates.bootstrap, params.gates.confidence, params.seed)
 
     def weights(self, n: int, stream: int = 0) -> np.ndarray:
         """How often each of `n` examples is drawn per resample: float64 [resamples, n]; `stream` parts samples."""

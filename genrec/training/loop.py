@@ -34,6 +34,14 @@ class Curve:
     losses: tuple[float, ...]
 
 
+def warmup_cosine(step: int, total: int, warmup: int) -> float:
+    """Factor on the learning rate: a linear rise over `warmup` steps, then a cosine to zero at `total`."""
+    if step < warmup:
+        return (step + 1) / warmup
+    done = min(1.0, (step - warmup) / max(1, total - warmup))
+    return 0.5 * (1 + float(torch.cos(torch.tensor(done * torch.pi))))
+
+
 def train(
     model: nn.Module,
     epochs: int,
@@ -65,13 +73,7 @@ def train(
     total = max(1, epochs * len(batches(0)))
     warmup = max(1, int(optimisation.warmup * total))
 
-    def rate(step: int) -> float:
-        if step < warmup:
-            return (step + 1) / warmup
-        done = min(1.0, (step - warmup) / max(1, total - warmup))
-        return 0.5 * (1 + float(torch.cos(torch.tensor(done * torch.pi))))
-
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, rate)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: warmup_cosine(step, total, warmup))
     wrapped, optimiser = accelerator.prepare(model, optimiser)
     losses: list[float] = []
     if checkpoint is not None and checkpoint.exists():

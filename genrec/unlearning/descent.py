@@ -6,11 +6,10 @@ from dataclasses import replace
 import numpy as np
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from genrec.errors import UnlearningError
 from genrec.models.adapter import Adapter, adapted_model, adapter_state, fold
-from genrec.training.rows import Batch, Row, collate, cycle
+from genrec.training.rows import Batch, Row, collate, cycle, token_losses
 from genrec.unlearning.problem import Outcome, Problem
 from genrec.unlearning_params import DescentParams
 
@@ -23,6 +22,13 @@ def windows(items: np.ndarray, window: int, user: int) -> list[Row]:
     return [Row(part, 0, user) for part in np.split(items, range(window, len(items), window))] if len(items) else []
 
 
+def staying_histories(problem: Problem) -> list[tuple[int, np.ndarray]]:
+    """(user, training items) of everybody who is still trained on, as they were: with what is to be forgotten."""
+    staying = {problem.retained.user_ids[u] for u in problem.retained_users}
+    data = problem.restored
+    return [(u, data.training_rows(u)) for u, name in enumerate(data.user_ids) if name in staying]
+
+
 def forget_rows(problem: Problem) -> list[Row]:
     """Rows of `restored` whose loss is on forgotten targets alone.
 
@@ -33,9 +39,7 @@ def forget_rows(problem: Problem) -> list[Row]:
     if len(problem.users):
         rows = [row for u in problem.users for row in windows(data.training_rows(u), window, int(u))]
     else:
-        staying = {problem.retained.user_ids[u] for u in problem.retained_users}
-        users = [u for u, name in enumerate(data.user_ids) if name in staying]
-        found = [row for u in users for row in windows(data.training_rows(u), window, u)]
+        found = [row for u, items in staying_histories(problem) for row in windows(items, window, u)]
         rows = [replace(row, skip=~np.isin(row.items, problem.items)) for row in found]
         rows = [row for row in rows if not row.skip.all()]
     if not rows:
@@ -66,9 +70,7 @@ def reference_model(problem: Problem) -> nn.Module:
 
 def sequence_log_p(model: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
     """Summed log p (nat) of each row's target tokens, float32 [batch], and their number, int64 [batch]."""
-    logits = model(input_ids=batch.tokens[:, :-1], use_cache=False).logits.float()
-    nll = F.cross_entropy(logits.transpose(1, 2), batch.labels, ignore_index=-100, reduction="none")
-    return -nll.sum(1), (batch.labels >= 0).sum(1)
+    return -token_losses(model, batch).sum(1), (batch.labels >= 0).sum(1)
 
 
 def descend(problem: Problem, params: DescentParams, loss: Callable[[nn.Module, Batch, Batch], Terms]) -> Outcome:

@@ -7,7 +7,7 @@ from functools import cached_property
 import numpy as np
 
 from genrec.config import Params
-from genrec.data.sequences import TRAIN, Dataset
+from genrec.data.sequences import Dataset
 from genrec.models.bundle import Bundle
 
 
@@ -34,8 +34,7 @@ class Problem:
     @cached_property
     def retained_users(self) -> np.ndarray:
         """Users of `retained` (indices into it) that have training rows."""
-        has = np.add.reduceat((self.retained.split == TRAIN).astype(np.int64), self.retained.offsets[:-1]) > 0
-        return np.flatnonzero(has & (np.diff(self.retained.offsets) > 0))
+        return self.retained.trained_users
 
 
 @dataclass(frozen=True, eq=False)

@@ -28,16 +28,16 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from genrec.data.sequences import TRAIN, VALID
+from genrec.data.sequences import VALID
 from genrec.errors import UnlearningError
 from genrec.evaluation.ranking import Cases, held_out, target_nll
-from genrec.models.adapter import Adapter, adapted_model, adapter_state, fold
+from genrec.models.adapter import Adapter, adapted_model, adapter_state
 from genrec.sid.quantise import Codebooks, residuals_along, squared_distances
 from genrec.sid.table import SidTable, reassign
 from genrec.training.base import nearest_items
 from genrec.training.loop import Optimisation, train
 from genrec.training.rows import Row, batch_loss, bucketed, collate, shifted_chunks, token_batches, token_losses, whole
-from genrec.unlearning.descent import reference_model
+from genrec.unlearning.descent import reference_model, start_adapter, staying_histories
 from genrec.unlearning.graddiff import kl_from
 from genrec.unlearning.problem import Method, Outcome, Problem
 from genrec.unlearning.retrain import retrain_rows
@@ -157,13 +157,8 @@ class Rows:
 
 def tracer_rows(problem: Problem) -> Rows:
     """Training sequences of staying users, the concept's rows in their places, cut into pieces without overlap."""
-    data, window = problem.restored, problem.params.architecture.window
-    keep = {problem.retained.user_ids[u] for u in problem.retained_users}
-    histories = [
-        (u, data.training_rows(u)) for u, name in enumerate(data.user_ids)
-        if name in keep and data.split[data.offsets[u]] == TRAIN
-    ]  # fmt: skip
-    pieces = shifted_chunks(whole(histories), window, np.random.default_rng([problem.seed, 2]))
+    window = problem.params.architecture.window
+    pieces = shifted_chunks(whole(staying_histories(problem)), window, np.random.default_rng([problem.seed, 2]))
     beside = [row for row in pieces if np.isin(row.items, problem.items).any()]
     if not beside:
         raise UnlearningError(
@@ -172,8 +167,7 @@ def tracer_rows(problem: Problem) -> Rows:
     forget = [
         Row(row.items[: np.flatnonzero(np.isin(row.items, problem.items))[-1] + 1], user=row.user) for row in beside
     ]
-    retain = whole((int(u), problem.retained.training_rows(u)) for u in problem.retained_users)
-    return Rows(forget, beside, retain)
+    return Rows(forget, beside, retrain_rows(problem))
 
 
 def replaced(row: Row, concept: np.ndarray, near: np.ndarray, rng: np.random.Generator) -> tuple[Row, np.ndarray]:
@@ -233,22 +227,25 @@ def optimise(
     retain_batches = token_batches(shifted_chunks(rows.retain, window, rng), levels, params.batch_tokens // 4, rng)
     floor = -(np.log(len(table.item_ids)) + params.forget_margin)
     reference = reference_model(problem)
-    validation, settle = validation_cases(problem), round(SETTLE * steps)
-    began = validation_nll(problem, model, validation)
+    settle, may_stop = round(SETTLE * steps), params.tolerance is not None
+    if may_stop:
+        validation = validation_cases(problem)
+        began = validation_nll(problem, model, validation)
     last: dict[str, float | str] = {}
     at_floor: list[float] = []
     for step in range(steps):
-        if step >= max(epoch, settle) and (step - settle) % CHECK == 0 and np.mean(at_floor[-CHECK:]) >= FORGOTTEN:
+        due = may_stop and step >= max(epoch, settle) and (step - settle) % CHECK == 0
+        if due and np.mean(at_floor[-CHECK:]) >= FORGOTTEN:
             now = validation_nll(problem, model, validation)
             last["validation_nll_increase"] = now - began
-            if params.tolerance is not None and now <= began + params.tolerance:
+            if now <= began + params.tolerance:
                 steps = step
                 break
         optimiser.param_groups[0]["lr"] = params.learning_rate * min(1.0, 2 * (1 - step / steps))
         q = soft.q(phi, params.sharpen ** min(1.0, step / settle))
         log_p, is_forget, _ = soft_forward(model, next(forget_batches), table, soft, q)
         loss_f = _mean(log_p.clamp(min=floor), is_forget)
-        at_floor.append(float((log_p[is_forget] <= floor).float().mean()))
+        at_floor.append((log_p[is_forget] <= floor).float().mean().item())
         gradient_f, *gradients = torch.autograd.grad(loss_f, [phi, *weights])
 
         beside = [replaced(row, concept, near, rng) for row in next(beside_batches)]
@@ -290,7 +287,7 @@ def repair(problem: Problem, model: nn.Module, table: SidTable) -> None:
 def tracer(problem: Problem, with_repair: bool = False) -> Outcome:
     """Run and commit the new SIDs in the returned bundle. Raises UnlearningError when no item moved."""
     bundle = problem.bundle
-    start = fold(bundle.adapter, bundle.overlays)  # a method that trains has to start from the effective weights
+    start = start_adapter(problem)
     model = adapted_model(bundle.backbone, start, dropout=problem.params.train.dropout).train()
     soft = soft_sids(bundle.table, problem.items, problem.embeddings, bundle.codebooks)
     rows = tracer_rows(problem)

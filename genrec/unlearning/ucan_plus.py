@@ -30,8 +30,9 @@ from torch import nn
 from genrec.errors import UnlearningError
 from genrec.models.adapter import Adapter, adapted_model, adapter_state
 from genrec.sid.table import SidTable
-from genrec.training.rows import Row, batch_loss, bucketed, collate, token_batches, token_losses
-from genrec.unlearning.descent import forget_rows, reference_model, retain_rows, start_adapter
+from genrec.training.loop import warmup_cosine
+from genrec.training.rows import Row, batch_loss, bucketed, collate, token_batches
+from genrec.unlearning.descent import forget_rows, reference_model, retain_rows, sequence_log_p, start_adapter
 from genrec.unlearning.graddiff import kl_from
 from genrec.unlearning.problem import Method, Outcome, Problem
 
@@ -65,10 +66,9 @@ def chosen_weights(contrast: dict[str, torch.Tensor], share: float) -> dict[str,
 
 
 def row_nll(model: nn.Module, rows: Sequence[Row], table: SidTable) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean NLL per token of each row (nat) and its number of tokens: float32 [rows] both."""
-    batch = collate(rows, table)
-    count = (batch.labels >= 0).sum(1).float()
-    return token_losses(model, batch).sum(1) / count, count
+    """Mean NLL per token of each row (nat) and its number of tokens: float32 and int64 [rows]."""
+    log_p, count = sequence_log_p(model, collate(rows, table))
+    return -log_p / count, count
 
 
 def ucan_plus(problem: Problem) -> Outcome:
@@ -93,6 +93,7 @@ def ucan_plus(problem: Problem) -> Outcome:
     weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
     optimiser = torch.optim.AdamW(weights.values(), lr=params.learning_rate, betas=(0.9, 0.98), weight_decay=0.0)
     drawn = (token_batches(rows, levels, params.batch_tokens, rng) for rows in (forget, retain))
+    warmup = max(1, params.steps // 10)
     rise = held = torch.zeros(())
     for step, (forgotten, kept) in zip(range(params.steps), zip(*drawn, strict=False), strict=False):
         nll, count = row_nll(model, forgotten, table)
@@ -106,19 +107,11 @@ def ucan_plus(problem: Problem) -> Outcome:
         norm = nn.utils.clip_grad_norm_(weights.values(), problem.params.train.clip_norm)
         if not norm.isfinite():
             raise UnlearningError("U-CAN+'s gradient is not finite. Lower unlearning.ucan_plus.learning_rate.")
-        optimiser.param_groups[0]["lr"] = params.learning_rate * rate(step, params.steps)
+        optimiser.param_groups[0]["lr"] = params.learning_rate * warmup_cosine(step, params.steps, warmup)
         optimiser.step()
     adapter = Adapter(start.rank, start.alpha, adapter_state(model))
     figures = {"rise_nat_per_token": rise.item(), "retained_kl": held.item()}
     return Outcome(replace(bundle, adapter=adapter, overlays=()), figures)
-
-
-def rate(step: int, steps: int) -> float:
-    """Linear warm-up over a tenth of the steps, then a cosine to zero; a factor in (0, 1]."""
-    warmup = max(1, steps // 10)
-    if step < warmup:
-        return (step + 1) / warmup
-    return 0.5 * (1 + float(np.cos(np.pi * (step - warmup) / (steps - warmup))))
 
 
 METHOD = Method("ucan_plus", ucan_plus)

@@ -14,7 +14,6 @@ from genrec.bench.erasures import (
     choose_concepts,
     concept_erasures,
     concept_shares,
-    trained_users,
     user_draws,
     user_pool,
 )
@@ -54,12 +53,12 @@ def records(bench, draw):
 def test_nobody_that_methods_are_tuned_on_is_ever_reported(dataset):
     tuning, reported = (set(user_pool(dataset, SMALL, flag).tolist()) for flag in (True, False))
     assert tuning.isdisjoint(reported)
-    assert tuning | reported == set(trained_users(dataset).tolist())
+    assert tuning | reported == set(dataset.trained_users.tolist())
     assert 0.1 < len(tuning) / len(tuning | reported) < 0.45
     for seed in range(5):
         (draw,) = user_draws(dataset, SMALL, [seed])
         assert set(draw.users.tolist()) <= reported
-        assert len(draw.users) == round(0.1 * len(trained_users(dataset)))
+        assert len(draw.users) == round(0.1 * len(dataset.trained_users))
     first, second = user_draws(dataset, SMALL, [0, 1])
     assert first.users.tolist() != second.users.tolist()
     assert set(user_draws(dataset, SMALL, [0], tuning=True)[0].users.tolist()) <= tuning

@@ -15,15 +15,23 @@ NONE = np.empty(0, np.int64)
 
 @pytest.fixture(scope="module")
 def people(user_problem, params):
-    group = Forgotten("people", user_problem.users, NONE)
     limits = params.gates.model_copy(update={"min_users": 3})
-    return Erased(user_problem.retained, user_problem.restored, (group,), limits, PLAN)
+    return Erased(user_problem.retained, user_problem.restored, limits, PLAN)
+
+
+@pytest.fixture(scope="module")
+def persons(user_problem):
+    return (Forgotten("people", user_problem.users, NONE),)
 
 
 @pytest.fixture(scope="module")
 def concept(concept_problem, params):
-    group = Forgotten("Cycling", NONE, concept_problem.items)
-    return Erased(concept_problem.retained, concept_problem.restored, (group,), params.gates, PLAN)
+    return Erased(concept_problem.retained, concept_problem.restored, params.gates, PLAN)
+
+
+@pytest.fixture(scope="module")
+def topic(concept_problem):
+    return (Forgotten("Cycling", NONE, concept_problem.items),)
 
 
 def test_a_sample_of_the_cases_is_the_same_people_with_and_without_the_concept(concept):
@@ -46,45 +54,45 @@ def test_forgotten_people_have_no_case(people, user_night):
     assert not gone & {people.restored.user_ids[u] for u in people.provoking.users}
 
 
-def test_measuring_only_what_is_forgotten_ranks_only_what_a_concept_needs(people, concept, bundle):
+def test_measuring_only_what_is_forgotten_ranks_only_what_a_concept_needs(people, persons, concept, topic, bundle):
     model = bundle.model()
-    assert len(forgetting(people, bundle, model, people.groups).ranking.rank) == 0
-    found = forgetting(concept, bundle, model, concept.groups)
+    assert len(forgetting(people, bundle, model, persons).ranking.rank) == 0
+    found = forgetting(concept, bundle, model, topic)
     assert len(found.ranking.rank) == len(concept.provoking.targets)
-    assert found.forgetting == measure(concept, bundle, concept.groups).forgetting
+    assert found.forgetting == measure(concept, bundle, topic).forgetting
 
 
-def judged(erased, bundle, candidate, exact=False, reference=None):
-    before = measure(erased, bundle, erased.groups)
+def judged(erased, groups, bundle, candidate, exact=False, reference=None):
+    before = measure(erased, bundle, groups)
     return judge(
-        erased, erased.groups, bundle, bundle.with_lineage(retrain_s=10.0), before, candidate,
+        erased, groups, bundle, bundle.with_lineage(retrain_s=10.0), before, candidate,
         exact=exact, wall_s=2.0, reference=reference,
     )  # fmt: skip
 
 
-def test_robustness_is_asked_only_of_an_approximate_candidate_that_has_not_failed(people, bundle, damaged):
-    names = [gate.name for gate in judged(people, bundle, bundle)[0]]
+def test_robustness_is_asked_only_of_an_approximate_candidate_that_has_not_failed(people, persons, bundle, damaged):
+    names = [gate.name for gate in judged(people, persons, bundle, bundle)[0]]
     assert names == [
         "integrity", "user-nll", "membership", "over-forgetting", "utility", "robustness int8", "robustness unmerged",
         "drift", "cost",
     ]  # fmt: skip
-    assert not any(g.name.startswith("robustness") for g in judged(people, bundle, bundle, exact=True)[0])
-    found = judged(people, bundle, damaged(8.0))[0]
+    assert not any(g.name.startswith("robustness") for g in judged(people, persons, bundle, bundle, exact=True)[0])
+    found = judged(people, persons, bundle, damaged(8.0))[0]
     assert next(g for g in found if g.name == "utility").verdict == "FAIL"
     assert not any(g.name.startswith("robustness") for g in found)
 
 
-def test_a_candidate_is_equivalent_to_itself_as_the_reference(people, bundle):
+def test_a_candidate_is_equivalent_to_itself_as_the_reference(people, persons, bundle):
     """Whoever is remembered: with the candidate as its own reference the paired difference is exactly zero."""
-    found, after = judged(people, bundle, bundle, reference=measure(people, bundle, people.groups))
+    found, after = judged(people, persons, bundle, bundle, reference=measure(people, bundle, persons))
     gate = next(g for g in found if g.name == "user-nll")
     assert gate.verdict == "PASS"
     assert after.users["people"].gap_over(after.users["people"], PLAN).high == 0
 
 
-def test_both_forms_of_the_model_are_measured_and_unmerged_is_the_same_function(concept, bundle):
-    int8, unmerged = robustness_gates(concept, bundle, concept.groups)
-    exposed = forgetting(concept, bundle, bundle.model(), concept.groups).forgetting["sh@10 Cycling"]
+def test_both_forms_of_the_model_are_measured_and_unmerged_is_the_same_function(concept, topic, bundle):
+    int8, unmerged = robustness_gates(concept, bundle, topic)
+    exposed = forgetting(concept, bundle, bundle.model(), topic).forgetting["sh@10 Cycling"]
     assert unmerged.value == pytest.approx(exposed.value, abs=0.05)
     assert "after int8" in int8.rule
 

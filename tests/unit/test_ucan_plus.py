@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from genrec.errors import UnlearningError
+from genrec.training.loop import warmup_cosine
 from genrec.training.rows import token_nll
 from genrec.unlearning.descent import forget_rows
-from genrec.unlearning.ucan_plus import attribution, chosen_weights, rate, ucan_plus
+from genrec.unlearning.ucan_plus import attribution, chosen_weights, ucan_plus
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +64,7 @@ def test_the_weights_with_the_largest_contrast_are_chosen_over_all_parameters():
 
 
 def test_the_rate_rises_and_falls_to_nearly_nothing():
-    rates = [rate(step, 30) for step in range(30)]
+    rates = [warmup_cosine(step, 30, 3) for step in range(30)]
     assert rates[:3] == pytest.approx([1 / 3, 2 / 3, 1])
     assert all(a >= b for a, b in itertools.pairwise(rates[2:]))
     assert 0 < rates[-1] < 0.01

@@ -3,6 +3,8 @@
 It takes the night's lease: the two never overlap.
 """
 
+from datetime import UTC, datetime
+
 from prefect import flow
 from prefect.artifacts import create_table_artifact
 
@@ -21,7 +23,7 @@ def calibrate(home: str | None = None) -> list[dict]:
     workspace = (Settings(home=home) if home else Settings()).workspace
     prepare_environment(workspace)
     with lease(workspace, "calibration"):
-        found = evaluation.calibrate(workspace)
+        found = evaluation.calibrate(workspace, datetime.now(UTC).isoformat())
     rows = [{name: one[name] for name in ("method", "verdict", "n", "split_half", "wall_s", "gold_s")} for one in found]
     create_table_artifact(table=rows, key="calibration", description="Methods on this week's shadow cohort")
     return found

@@ -2,6 +2,7 @@
 
 from prefect import flow
 
+from flows.unlearn import lease
 from genrec.config import Settings
 from genrec.environment import prepare_environment
 from tasks import data, registry, training
@@ -11,11 +12,13 @@ from tasks import data, registry, training
 def train(home: str | None = None, force: bool = False) -> dict:
     """Rebuild what is out of date in the workspace `home` and promote the result: {version, verdict, utility, ...}.
 
-    Raises RegistryError when its gates do not pass; the champion stays then.
+    Raises RegistryError when its gates do not pass; the champion stays then. Raises RequestError when a night, a
+    calibration or a purge holds the lease: no night may change the data meanwhile.
     """
     workspace = (Settings(home=home) if home else Settings()).workspace
     prepare_environment(workspace)
-    version = data.reproduce_base(workspace, force)
-    base = training.register_base(workspace)
-    previous = registry.promote_base(workspace, base["version"])
+    with lease(workspace, "training"):
+        version = data.reproduce_base(workspace, force)
+        base = training.register_base(workspace)
+        previous = registry.promote_base(workspace, base["version"])
     return {**base, "data_version": version, "previous": previous}

@@ -15,12 +15,12 @@ from genrec import saga
 from genrec.config import Settings, Workspace
 from genrec.data.version import data_version
 from genrec.environment import prepare_environment
-from genrec.errors import GenrecError
+from genrec.errors import GenrecError, NightError
 from genrec.report.page import write_report
 from genrec.report.summary import Summary
 from genrec.requests.lease import Lease
 from genrec.requests.store import open_ledger
-from tasks import data, evaluation, registry, sid, unlearning
+from tasks import alerts, data, evaluation, registry, sid, unlearning
 
 LEASE = "unlearn"
 
@@ -29,12 +29,19 @@ LEASE = "unlearn"
 def unlearn(home: str | None = None, trigger: str = "nightly") -> dict:
     """Serve every queued request of the workspace `home` (default: GENREC_HOME). Returns the night's summary.
 
-    Raises RequestError when another run holds the lease, GenrecError when the night failed (after it is closed).
+    Raises RequestError when another run holds the lease, NightError when the night failed (after it is closed).
     """
     workspace = (Settings(home=home) if home else Settings()).workspace
     prepare_environment(workspace)
     with lease(workspace, trigger):
-        return _night(workspace)
+        failure = None
+        try:
+            return _night(workspace)
+        except Exception as error:
+            failure = None if isinstance(error, NightError) else type(error).__name__
+            raise
+        finally:
+            alerts.send_alerts(workspace, failure, return_state=True)  # a night does not fail for its webhook
 
 
 def lease(workspace: Workspace, what: str) -> Lease:
@@ -74,7 +81,7 @@ def _decide(workspace: Workspace, batch_id: str) -> None:
         erased = data.erase_from_data(workspace, batch_id)
         open_ledger(workspace).set_stage(batch_id, "erased", erased, now=datetime.now(UTC))
         passed = _climb(workspace, batch_id, attempts)
-    except GenrecError as error:
+    except (GenrecError, TimeoutError) as error:
         saga.fail(steps.open_night(workspace, batch_id), f"{type(error).__name__}: {error}", attempts, "failed")
         return
     night = steps.open_night(workspace, batch_id)
@@ -137,7 +144,7 @@ def _give_up(workspace: Workspace, batch_id: str, details: dict) -> dict:
     """Put the data back, close the batch, and let the run fail loudly."""
     data.restore_data(workspace, details["data_pin_before"])
     registry.close_failed(workspace, batch_id)
-    raise GenrecError(
+    raise NightError(
         f"Night {batch_id} {details['outcome']}: {details['reason']} The champion stays. See reports/latest."
     )
 

@@ -2,14 +2,18 @@
 
 import json
 from dataclasses import replace
+from datetime import datetime
 
 from pydantic import BaseModel
 
+from genrec import promotion
 from genrec.config import Workspace
+from genrec.data.subjects import read_tombstones
 from genrec.data.version import data_version
 from genrec.errors import DataError, RegistryError
 from genrec.models.bundle import load_bundle, save_bundle
 from genrec.night import open_registry
+from genrec.registry import CHAMPION, PREVIOUS
 from genrec.requests.store import open_ledger
 
 
@@ -17,7 +21,8 @@ def register(workspace: Workspace) -> dict:
     """Log `artefacts/bundle` with the metrics and gates of the evaluate stage; the same bundle is logged once.
 
     What the ledger suppresses goes into its deny list. Returns {version, verdict, utility}. Raises DataError when the
-    bundle was not built on the current data version: it could know what was erased since.
+    bundle was not built on the current data version, or this is an old one that lacks a fulfilled request's tombstone:
+    either could know what was erased since.
     """
     path = workspace.artefacts / "metrics.json"
     if not path.exists():
@@ -28,6 +33,15 @@ def register(workspace: Workspace) -> dict:
     if bundle.lineage.data_version != current:
         raise DataError(
             f"The base bundle is of data version {bundle.lineage.data_version}, not {current}: run dvc repro."
+        )
+    stones = read_tombstones(workspace.data)
+    lacking = sum(
+        len(digests - stones.get(kind, frozenset())) for kind, digests in open_ledger(workspace).tombstones().items()
+    )
+    if lacking:
+        raise DataError(
+            f"Data version {current} lacks the tombstones of {lacking} fulfilled requests: it is an old one. Bring "
+            "back the newest data.dvc, then dvc checkout data.dvc and genrec train."
         )
     directory = workspace.var / "base"
     save_bundle(replace(bundle, deny=tuple(sorted(open_ledger(workspace).deny_list()))), directory)
@@ -48,8 +62,11 @@ def register(workspace: Workspace) -> dict:
     return {"version": version, "verdict": result["verdict"], "utility": result["utility"]}
 
 
-def promote(workspace: Workspace, version: str) -> str | None:
-    """Make a base version the champion. Raises RegistryError when its gates did not pass. Returns the old champion."""
+def promote(workspace: Workspace, version: str, now: datetime) -> str | None:
+    """Make a base version the champion; returns the number of `previous`.
+
+    Raises RegistryError when its gates did not pass, and while a night is open, which goes on from its own champion.
+    """
     registry = open_registry(workspace)
     found = registry.version(version)
     if found is None or found.tags.get("verdict") != "PASS":
@@ -57,4 +74,9 @@ def promote(workspace: Workspace, version: str) -> str | None:
         raise RegistryError(
             f"Version {version} is {verdict}, not PASS: the champion stays. See its gates.json in MLflow."
         )
-    return registry.promote(version)
+    if batch := open_ledger(workspace).open_batch():
+        raise RegistryError(f"Night {batch.id} is not finished: the champion stays. Finish it: genrec night.")
+    before = registry.version(CHAMPION)
+    promotion.promote(workspace, version, before.number if before else None, now=now, trained=True)
+    previous = registry.version(PREVIOUS)
+    return previous.number if previous else None

@@ -14,24 +14,25 @@ import typer
 from genrec import __version__
 from genrec.cli_bench import bench_app
 from genrec.cli_calibration import calibration_app
+from genrec.cli_models import lineage_app, models_app, purge_app
+from genrec.cli_operate import operate_app
+from genrec.cli_requests import forget_app, requests_app
 from genrec.errors import DataError, GenrecError
-from genrec.terminal import Json, attempt_rows, measure_rows, now, open_workspace, request_rows, run_flow, show
+from genrec.terminal import Json, attempt_rows, measure_rows, open_workspace, request_rows, run_flow, show
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False, help=__doc__.split("\n")[0]
 )
 data_app = typer.Typer(no_args_is_help=True, help="Fetch, check and prepare data.")
 sid_app = typer.Typer(no_args_is_help=True, help="Semantic IDs.")
-forget_app = typer.Typer(no_args_is_help=True, help="Ask to forget a user, a concept, an item or one interaction.")
-requests_app = typer.Typer(no_args_is_help=True, help="The queue of forget requests.")
-models_app = typer.Typer(no_args_is_help=True, help="Registered model versions.")
 stage_app = typer.Typer(no_args_is_help=True, help="The DVC stages, one command each (dvc.yaml calls them).")
 for name, group in {
     "data": data_app, "sid": sid_app, "forget": forget_app, "requests": requests_app, "models": models_app,
-    "bench": bench_app, "stage": stage_app,
+    "lineage": lineage_app, "purge": purge_app, "bench": bench_app, "stage": stage_app,
 }.items():  # fmt: skip
     app.add_typer(group, name=name)
 app.add_typer(calibration_app)
+app.add_typer(operate_app)
 
 
 @app.command()
@@ -165,83 +166,6 @@ def evaluate(
     show(result := evaluate_version(open_workspace(), alias, exact), as_json, measure_rows(result["utility"]), alias)
 
 
-# --- requests -------------------------------------------------------------------------------------------------------
-
-
-def _forget(kind: str, as_json: bool, key: str | None, verifier: str, user=None, item=None, concept=None) -> None:
-    from genrec.data.subjects import Subject
-    from genrec.requests.intake import submit_and_verify
-
-    subject = Subject(kind, user_id=user, item_id=item, concept=concept)
-    request = submit_and_verify(open_workspace(), subject, now=now(), verifier=verifier, idempotency_key=key)
-    facts = request.as_dict()
-    show(facts if as_json else {k: facts[k] for k in ("id", "kind", "label", "state", "due_at")}, as_json)
-
-
-Key = Annotated[str | None, typer.Option("--key", help="idempotency key: the same key returns the same request")]
-Verifier = Annotated[str, typer.Option("--verifier", help="who checked that the requester may ask this")]
-
-
-@forget_app.command("user")
-def forget_user(user_id: str, key: Key = None, verifier: Verifier = "operator", as_json: Json = False) -> None:
-    """Forget everything a person did."""
-    _forget("user", as_json, key, verifier, user=user_id)
-
-
-@forget_app.command("concept")
-def forget_concept(concept: str, key: Key = None, verifier: Verifier = "operator", as_json: Json = False) -> None:
-    """Forget every item that carries a tag; its items are not shown from now on."""
-    _forget("concept", as_json, key, verifier, concept=concept)
-
-
-@forget_app.command("item")
-def forget_item(item_id: str, key: Key = None, verifier: Verifier = "operator", as_json: Json = False) -> None:
-    """Forget one item; it is not shown from now on."""
-    _forget("item", as_json, key, verifier, item=item_id)
-
-
-@forget_app.command("interaction")
-def forget_interaction(
-    user_id: str, item_id: str, key: Key = None, verifier: Verifier = "operator", as_json: Json = False
-) -> None:
-    """Forget that a person interacted with an item."""
-    _forget("interaction", as_json, key, verifier, user=user_id, item=item_id)
-
-
-@requests_app.command("list")
-def requests_list(
-    state: Annotated[str | None, typer.Option(help="only requests in this state")] = None,
-    overdue: Annotated[bool, typer.Option("--overdue", help="only open requests past their due date")] = False,
-    as_json: Json = False,
-) -> None:
-    """Requests by time of arrival."""
-    from genrec.requests.store import open_ledger
-
-    found = open_ledger(open_workspace()).requests(state, now() if overdue else None)
-    rows = [request.as_dict() for request in found]
-    columns = ("id", "kind", "label", "state", "method", "received_at", "due_at", "unlearned_at")
-    show(rows, as_json, [{c: row[c] for c in columns} for row in rows], "requests")
-
-
-@requests_app.command("show")
-def requests_show(request_id: str, as_json: Json = False) -> None:
-    """One request."""
-    from genrec.requests.store import open_ledger
-
-    show(open_ledger(open_workspace()).get(request_id).as_dict(), as_json)
-
-
-@requests_app.command("cancel")
-def requests_cancel(
-    request_id: str, reason: Annotated[str, typer.Option(help="why; kept in the audit chain")] = "withdrawn",
-    as_json: Json = False,
-) -> None:  # fmt: skip
-    """Withdraw a request that is not running yet."""
-    from genrec.requests.store import open_ledger
-
-    show(open_ledger(open_workspace()).cancel(request_id, now=now(), reason=reason).as_dict(), as_json)
-
-
 @app.command()
 def demo(as_json: Json = False) -> None:
     """One whole night on an embedded shop: data, base model, four requests, methods, gates, a new champion."""
@@ -293,31 +217,6 @@ def night(as_json: Json = False) -> None:
         f"Outcome: {summary['outcome']}. Champion {summary['champion_before']} -> {summary['champion_after']}. "
         f"Report: {workspace.reports / 'latest' / 'index.html'}"
     )
-
-
-@models_app.command("list")
-def models_list(as_json: Json = False) -> None:
-    """Registered versions, newest first."""
-    from genrec.night import open_registry
-
-    versions = open_registry(open_workspace()).versions()
-    rows = [
-        {"version": v.number, "aliases": " ".join(v.aliases), "method": v.tags.get("method"),
-         "verdict": v.tags.get("verdict"), "batch": v.tags.get("batch_id"), "ndcg@10": v.metrics.get("ndcg_10")}
-        for v in versions
-    ]  # fmt: skip
-    show([v.as_dict() for v in versions], as_json, rows, "versions")
-
-
-@models_app.command("rollback")
-def models_rollback(
-    to: Annotated[str | None, typer.Argument(help="version; default: the alias `previous`")] = None,
-    as_json: Json = False,
-) -> None:
-    """Serve an older version again. Refused where it would bring back what was forgotten since."""
-    from genrec.rollback import rollback
-
-    show(rollback(open_workspace(), to), as_json)
 
 
 @app.command()

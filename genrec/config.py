@@ -127,6 +127,8 @@ class GateParams(Section):
 class RequestParams(Section):
     max_concept_share: float = Field(0.3, gt=0, lt=1, description="a concept covering more of the catalogue is refused")
     due_days: int = Field(30, ge=1)
+    extension_days: int = Field(60, ge=1, description="what the one extension of a request adds to its due_at")
+    alert_days: int = Field(7, ge=0, description="an open request this close to due_at is an alert")
     lease_seconds: int = Field(120, ge=5, description="a lease without a heartbeat for this long is dead")
     defer_days: int = Field(
         0, ge=0, description="people too few for an uncalibrated method wait until this close to due_at; 0: never"
@@ -151,6 +153,12 @@ class RouterParams(Section):
     min_users: int = Field(50, ge=1, description="from here on a group may try a method that has no calibration")
 
 
+class PurgeParams(Section):
+    """When old versions that still hold an erased subject are removed."""
+
+    grace_days: int = Field(30, ge=0, description="days after a request is fulfilled until older versions are removed")
+
+
 class Params(Section):
     """The whole of `params.yaml`."""
 
@@ -170,6 +178,7 @@ class Params(Section):
     requests: RequestParams = RequestParams()
     calibration: CalibrationParams = CalibrationParams()
     router: RouterParams = RouterParams()
+    purge: PurgeParams = PurgeParams()
 
 
 def load_params(path: Path) -> Params:
@@ -212,16 +221,23 @@ def _explain(error: dict) -> str:
 class Settings(BaseSettings):
     """Where things live and the secrets, from `GENREC_*` environment variables."""
 
-    model_config = SettingsConfigDict(env_prefix="GENREC_", extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(env_prefix="GENREC_", env_ignore_empty=True, extra="ignore", frozen=True)
 
     home: Path = Field(Path("."), description="the workspace: params.yaml, dvc.yaml, data.dvc and what they make")
     ledger_url: str | None = Field(None, description="SQLAlchemy URL; default: SQLite in HOME/var")
     mlflow_uri: str | None = Field(None, description="MLflow tracking URI; default: SQLite in HOME/mlruns")
+    mlflow_artefacts: str | None = Field(
+        None, description="URL that new MLflow experiments write to, s3://... too; default: HOME/mlruns/artifacts"
+    )
     pseudonym_key: str | None = Field(
         None, description="secret of the HMAC tombstones; default: HOME/var/pseudonym.key"
     )
     signing_key: Path | None = Field(None, description="PEM file of the Ed25519 key that signs certificates")
     model_name: str = Field("genrec", description="name of the registered model")
+    gpu_deployment: str | None = Field(
+        None, description="Prefect deployment that trains and unlearns: gpu/gpu; default: in the flow's process"
+    )
+    alert_webhook: str | None = Field(None, description="URL that alerts are sent to as JSON; default: nowhere")
 
     @cached_property
     def workspace(self) -> "Workspace":
@@ -256,6 +272,10 @@ class Workspace:
     @property
     def mlflow_uri(self) -> str:
         return self.settings.mlflow_uri or f"sqlite:///{self.mlruns / 'mlflow.db'}"
+
+    @property
+    def mlflow_artefacts(self) -> str:
+        return self.settings.mlflow_artefacts or (self.mlruns / "artifacts").as_uri()
 
     def params(self) -> Params:
         return load_params(self.params_file)

@@ -32,6 +32,10 @@ class RegistryError(GenrecError):
     """The model registry refuses the move."""
 
 
+class NightError(GenrecError):
+    """A night ended without a new champion; the ledger has closed it and holds why."""
+
+
 class UnlearningError(GenrecError):
     """A method could not run, or ran and did nothing."""
 

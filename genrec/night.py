@@ -36,7 +36,8 @@ from genrec.unlearning import Problem, method
 
 
 def open_registry(workspace: Workspace) -> Registry:
-    return Registry(workspace.mlflow_uri, workspace.mlruns, workspace.settings.model_name)
+    name = workspace.settings.model_name
+    return Registry(workspace.mlflow_uri, workspace.mlruns, name, workspace.mlflow_artefacts)
 
 
 @dataclass(frozen=True, eq=False)

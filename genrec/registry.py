@@ -1,16 +1,21 @@
 """MLflow: log a bundle as a model version, register it, read and move aliases. The only module that imports mlflow.
 
 Aliases: `champion` is served, `challenger` is the last candidate, `previous` is for rollback. Two alias moves are no
-transaction, so `promote` sets `previous` first and can be repeated after a crash at any point.
+transaction, so `promote` sets `previous` first and can be repeated after a crash at any point. MLflow does not guard
+them either: only `genrec.promotion` calls `promote`, under the ledger's lock.
 """
 
 import math
+import os
+import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import redirect_stderr
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from io import StringIO
 from pathlib import Path
+from urllib.parse import urlparse
 
 from genrec.errors import RegistryError
 from genrec.models.bundle import Bundle, load_bundle, read_manifest
@@ -28,15 +33,27 @@ class Version:
     tags: dict[str, str]
     metrics: dict[str, float]
     run_id: str
+    created_at: datetime
 
     def as_dict(self) -> dict:
         return {"version": self.number, "aliases": list(self.aliases), "tags": self.tags, "metrics": self.metrics}
 
 
-class Registry:
-    """The registered model `name` at the tracking URI, artefacts under `mlruns`."""
+@dataclass(frozen=True)
+class Unregistered:
+    """A run that logged a bundle which never became a version: its night was killed in between."""
 
-    def __init__(self, uri: str, mlruns: Path, name: str):
+    run_id: str
+    created_at: datetime
+
+
+class Registry:
+    """The registered model `name` at the tracking URI; `artefacts` is the URL that new experiments write to.
+
+    Bundles of a remote artefact store are kept in `mlruns`/downloads once they are read.
+    """
+
+    def __init__(self, uri: str, mlruns: Path, name: str, artefacts: str):
         import logging
 
         import mlflow
@@ -47,7 +64,7 @@ class Registry:
         mlruns.mkdir(parents=True, exist_ok=True)
         mlflow.set_tracking_uri(uri)
         self._mlflow, self._client, self.name = mlflow, MlflowClient(uri), name
-        self._artefacts = (mlruns / "artifacts").as_uri()
+        self._artefacts, self._downloads = artefacts, mlruns / "downloads"
         experiment = self._client.get_experiment_by_name(EXPERIMENT)
         self._experiment = (
             experiment.experiment_id
@@ -144,29 +161,90 @@ class Registry:
 
     def _view(self, version) -> Version:
         metrics = self._client.get_run(version.run_id).data.metrics if version.run_id else {}
-        return Version(str(version.version), tuple(version.aliases), dict(version.tags), metrics, version.run_id)
+        return Version(
+            str(version.version), tuple(version.aliases), dict(version.tags), metrics, version.run_id,
+            _moment(version.creation_timestamp),
+        )  # fmt: skip
 
     def bundle(self, number: str) -> Bundle:
         """Load a version's bundle, hashes checked."""
         return load_bundle(self.bundle_path(number))
 
     def bundle_path(self, number: str) -> Path:
-        """A local folder with a version's bundle; downloaded where the artefact store is remote."""
-        root = Path(self._mlflow.artifacts.download_artifacts(f"models:/{self.name}/{number}"))
-        return root / "artifacts" / next(p.name for p in (root / "artifacts").iterdir())
+        """A local folder with a version's bundle; downloaded, once, where the artefact store is remote."""
+        uri, kept = f"models:/{self.name}/{number}", self._downloads / number
+        if urlparse(self._client.get_model_version_download_uri(self.name, number)).scheme in ("", "file"):
+            kept = Path(self._mlflow.artifacts.download_artifacts(uri))
+        elif not kept.exists():
+            temporary = kept.with_name(f".{number}.{os.getpid()}")
+            temporary.mkdir(parents=True)
+            self._mlflow.artifacts.download_artifacts(uri, dst_path=str(temporary))
+            os.replace(temporary, kept)
+        return next((kept / "artifacts").iterdir())
 
-    def promote(self, number: str) -> str | None:
-        """Make `number` the champion and the old one `previous`; returns the old one's number. Safe to repeat."""
+    def promote(self, number: str, expected: str | None) -> bool:
+        """Make `number` the champion and `expected`, the champion so far, `previous`; False when it was done before.
+
+        Safe to repeat. Raises RegistryError when `number` is no version, or the champion is neither of the two.
+        """
         if self.version(number) is None:
             raise RegistryError(f"No version {number} of {self.name!r} to promote. See genrec models list.")
-        current = self.version(CHAMPION)
-        if current is not None and current.number == number:
-            previous = self.version(PREVIOUS)
-            return previous.number if previous else None
+        found = self.version(CHAMPION)
+        current = found.number if found else None
+        if current == number:
+            return False
+        if current != expected:
+            raise RegistryError(
+                f"Version {number} was to follow champion {expected}, and the champion is {current} by now: nothing "
+                "was moved. Look at genrec models list, then start again from the new champion."
+            )
         if current is not None:
-            self._client.set_registered_model_alias(self.name, PREVIOUS, current.number)
+            self._client.set_registered_model_alias(self.name, PREVIOUS, current)
         self._client.set_registered_model_alias(self.name, CHAMPION, number)
-        return current.number if current else None
+        return True
+
+    def unregistered(self) -> list[Unregistered]:
+        """Runs with a bundle and without a version."""
+        known = {version.run_id for version in self.versions()}
+        models = [model for model in self._models() if model.source_run_id not in known]
+        return [Unregistered(model.source_run_id, _moment(model.creation_timestamp)) for model in models]
+
+    def remove(self, number: str) -> None:
+        """Delete a version with its bundle, its run and the aliases on it; nothing when it is gone already.
+
+        The version goes last, so that a removal cut short can be repeated.
+        """
+        version = self.version(number)
+        if version is None:
+            return
+        self.remove_run(version.run_id)
+        shutil.rmtree(self._downloads / number, ignore_errors=True)
+        self._client.delete_model_version(self.name, number)
+
+    def remove_run(self, run_id: str) -> None:
+        """Delete a run with its bundle, files first; what is gone already is passed over.
+
+        The files are gone at once; MLflow keeps the figures of a deleted run until `mlflow gc`.
+        """
+        from mlflow.entities import LifecycleStage
+        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+        for model in self._models(f"source_run_id = '{run_id}'"):
+            get_artifact_repository(model.artifact_location).delete_artifacts()
+            self._client.delete_logged_model(model.model_id)
+        run = self._client.get_run(run_id)
+        get_artifact_repository(run.info.artifact_uri).delete_artifacts()
+        if run.info.lifecycle_stage == LifecycleStage.ACTIVE:
+            self._client.delete_run(run_id)
+
+    def _models(self, filter_string: str | None = None) -> Iterator:
+        token = None
+        while True:
+            page = self._client.search_logged_models([self._experiment], filter_string, page_token=token)
+            yield from page
+            token = page.token
+            if not token:
+                return
 
     def log_bench(self, name: str, tags: Mapping[str, str], children: Sequence[Mapping], files: Sequence[Path]) -> str:
         """One parent run with `files`, and a child run per item of `children` ({name, tags, metrics}); its id."""
@@ -192,6 +270,10 @@ class Registry:
 
     def tag(self, number: str, key: str, value: str) -> None:
         self._client.set_model_version_tag(self.name, number, key, value)
+
+
+def _moment(milliseconds: int) -> datetime:
+    return datetime.fromtimestamp(milliseconds / 1000, UTC)
 
 
 def _metric_name(name: str) -> str:

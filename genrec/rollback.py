@@ -1,32 +1,148 @@
-"""Rollback that never brings back what was forgotten."""
+"""Rollback that never brings back what was forgotten.
+
+An older version knows what was forgotten after it. The ids and rows of those requests are gone for good, so their
+nights cannot be run again; and an edit of the weights could not be aimed. What can be done is exact: with `reapply` the
+older version's adapter is trained anew on the current data, which is without all of them (checked by their tombstones
+against the rows themselves), on its backbone, which never holds user data, and with its SIDs. What the ledger denies is
+denied. SIDs that a night moved away from a concept come back with the older version, as they do where a night ends in
+`retrain`: no weight has learnt them from a forgotten row. The result is judged and registered like any candidate.
+"""
+
+import json
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import datetime
+
+import numpy as np
+import pyarrow.parquet as pq
 
 from genrec.config import Workspace
-from genrec.errors import RegistryError
-from genrec.night import open_registry
-from genrec.registry import PREVIOUS
+from genrec.data.sequences import Dataset, load_dataset
+from genrec.data.subjects import present
+from genrec.data.version import data_version
+from genrec.errors import DataError, RegistryError
+from genrec.evaluation import gates
+from genrec.evaluation.judge import Erased, Forgotten, judge, measure
+from genrec.evaluation.ranking import utility
+from genrec.evaluation.statistics import Bootstrap
+from genrec.lineage import history
+from genrec.models.bundle import save_bundle
+from genrec.night import figures, open_registry
+from genrec.pipeline import code_version, load_embeddings
+from genrec.promotion import promote
+from genrec.registry import PREVIOUS, Version
+from genrec.requests.ledger import Ledger
+from genrec.requests.router import RETRAIN
+from genrec.requests.states import Request
 from genrec.requests.store import open_ledger
+from genrec.unlearning import Problem, method
 
 
-def rollback(workspace: Workspace, to: str | None = None) -> dict:
-    """Make version `to` (default: `previous`) the champion: {champion, previous}.
+def rollback(workspace: Workspace, to: str | None = None, *, now: datetime, reapply: bool = False) -> dict:
+    """Make version `to` (default: `previous`) the champion: {champion, previous, rolled_back_to, reapplied}.
 
-    Raises RegistryError when a request was fulfilled by a version newer than `to`: its subject would be known again.
+    The lease must be held. With `reapply`, a version that knows fulfilled requests is retrained without them first.
+    Raises RegistryError for such a version otherwise, for one that did not pass its gates, and while a night is open;
+    DataError when the current data is not without what was forgotten.
     """
     registry, ledger = open_registry(workspace), open_ledger(workspace)
     target = registry.version(to or PREVIOUS)
     if target is None:
         raise RegistryError(f"No version {to or PREVIOUS!r} to roll back to. See genrec models list.")
-    knows = [
-        request.id
-        for request in ledger.requests("fulfilled")
-        if int(ledger.stage(request.batch_id).details["version"]) > int(target.number)
-    ]
-    if knows:
-        raise RegistryError(
-            f"Version {target.number} is older than {len(knows)} fulfilled requests ({', '.join(knows[:3])}, ...) and "
-            "knows what they forgot. Roll back to a newer version, or train anew: genrec train."
-        )
+    if batch := ledger.open_batch():
+        raise RegistryError(f"Night {batch.id} is not finished: the champion stays. Finish it: genrec night.")
     if target.tags.get("verdict") != "PASS":
         raise RegistryError(f"Version {target.number} never passed its gates ({target.tags.get('verdict')}).")
-    previous = registry.promote(target.number)
-    return {"champion": target.number, "previous": previous}
+    champion, number = registry.champion().number, target.number
+    knows = sorted(history(workspace).knows(target.number))
+    if knows and not reapply:
+        raise RegistryError(
+            f"Version {target.number} is older than {len(knows)} fulfilled requests ({', '.join(knows[:3])}"
+            f"{', ...' if len(knows) > 3 else ''}) and knows what they forgot. Retrain it without them: "
+            f"genrec models rollback {target.number} --reapply. Or train anew: genrec train."
+        )
+    if knows:
+        number = _retrained(workspace, target, champion, [ledger.get(request) for request in knows], now)
+    promote(workspace, number, champion, now=now, rolled_back_to=target.number, reapplied=knows)
+    return {"champion": number, "previous": champion, "rolled_back_to": target.number, "reapplied": knows}
+
+
+def _retrained(workspace: Workspace, target: Version, champion: str, requests: Sequence[Request], now: datetime) -> str:
+    """`target` without `requests`, judged against the champion and registered; its number.
+
+    Raises RegistryError when a gate FAILs or the catalogue is another one.
+    """
+    registry, ledger, params = open_registry(workspace), open_ledger(workspace), workspace.params()
+    _check_rows(workspace, ledger)
+    data, bundle = load_dataset(workspace.prepared), registry.bundle(target.number)
+    if bundle.table.item_ids != data.item_ids:
+        raise RegistryError(f"Version {target.number} is of another catalogue. Train anew: genrec train.")
+    batch_id = f"rollback {target.number} {now:%Y-%m-%dT%H:%M:%S}"
+    nobody = np.empty(0, np.int64)
+    problem = Problem(
+        bundle, params, data, data, nobody, nobody, load_embeddings(workspace), batch_id, params.seed
+    )  # fmt: skip
+    exact, started = method(RETRAIN), time.perf_counter()
+    outcome = exact.run(problem)
+    wall = round(time.perf_counter() - started, 2)
+    candidate = replace(
+        outcome.bundle, deny=tuple(sorted({*bundle.deny, *ledger.deny_list()})), params=params
+    ).with_lineage(
+        data_version=data_version(workspace.data_pin), code_version=code_version(), parent=target.number,
+        batch_id=batch_id, method=RETRAIN, requests=tuple(request.id for request in requests), utility_ratio=1.0,
+        retrain_s=wall,
+    )  # fmt: skip
+    groups, erased = _groups(data, requests), Erased(data, data, params.gates, Bootstrap.of(params))
+    served = registry.bundle(champion)
+    before = measure(erased, served, groups)
+    found, after = judge(erased, groups, bundle, served, before, candidate, exact=exact.exact, wall_s=wall)
+    verdict = gates.decide(found, exact.exact)
+    folder = workspace.var / "rollback"
+    save_bundle(candidate, folder)
+    taken = figures(utility(after.ranking, len(data.item_ids), Bootstrap.of(params)) | after.forgetting)
+    number = registry.register(
+        folder,
+        metrics={name: figure["value"] for name, figure in taken.items()},
+        params={"seed": str(params.seed), "method": RETRAIN},
+        tags={
+            "batch_id": batch_id, "attempt": "1", "method": RETRAIN, "verdict": verdict, "parent": target.number,
+            "data_version": candidate.lineage.data_version, "code_version": candidate.lineage.code_version,
+            "requests": " ".join(candidate.lineage.requests),
+            **{f"gate.{gate.name}": gate.verdict for gate in found},
+        },
+        artefacts={"gates.json": json.dumps([gate.as_dict() for gate in found], indent=1)},
+    )  # fmt: skip
+    shutil.rmtree(folder)
+    if verdict != "PASS":
+        failed = ", ".join(gate.name for gate in found if gate.blocking and gate.verdict == "FAIL")
+        raise RegistryError(
+            f"Version {number}, {target.number} retrained, is {verdict} ({failed}). The champion stays."
+        )
+    return number
+
+
+def _check_rows(workspace: Workspace, ledger: Ledger) -> None:
+    """Raise DataError unless no prepared row is about a fulfilled request, whose id is known as an HMAC alone."""
+    rows, items = (pq.read_table(workspace.prepared / f"{name}.parquet") for name in ("interactions", "items"))
+    stones = ledger.tombstones()
+    there = present(rows, items, stones.keys(), workspace.pseudonym_key())
+    back = sum(len(digests & there) for digests in stones.values())
+    if back:
+        raise DataError(
+            f"The prepared data holds what {back} fulfilled requests forgot: it is an old version. Bring back the "
+            "newest data.dvc, then: dvc checkout data.dvc && genrec data prepare."
+        )
+
+
+def _groups(data: Dataset, requests: Sequence[Request]) -> list[Forgotten]:
+    """The items that are to stay forgotten, one group a request; people leave nothing to measure on."""
+    nobody, index = np.empty(0, np.int64), {item: i for i, item in enumerate(data.item_ids)}
+    groups = [Forgotten("people", nobody, nobody)]
+    groups += [
+        Forgotten(f"concept: {r.label}", nobody, data.concepts[r.label]) for r in requests if r.kind == "concept"
+    ]
+    return groups + [
+        Forgotten(f"item: {r.label}", nobody, np.array([index[r.label]])) for r in requests if r.kind == "item"
+    ]

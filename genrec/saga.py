@@ -8,6 +8,7 @@ rows destroyed, requests fulfilled.
 from dataclasses import replace
 from datetime import UTC, datetime
 
+from genrec import promotion
 from genrec.evaluation.gates import CARRIED
 from genrec.evaluation.ranking import utility
 from genrec.night import Night, bundle_hash, destroy_sealed, discard_candidates, figures, open_registry
@@ -47,7 +48,9 @@ def _details(night: Night) -> dict:
 
 
 def promote(night: Night) -> None:
-    open_registry(night.workspace).promote(_details(night)["version"])
+    """Move the champion from the one the night began with. Raises RegistryError when another has come in between."""
+    version = _details(night)["version"]
+    promotion.promote(night.workspace, version, night.champion_number, now=datetime.now(UTC), batch_id=night.batch.id)
 
 
 def _fulfilled(night: Night) -> list[LedgerRequest]:

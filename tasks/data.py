@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from prefect import task
-from prefect.cache_policies import NO_CACHE
+from prefect.runtime import flow_run
 
 from genrec import night as steps
 from genrec import pipeline
@@ -17,6 +17,8 @@ from genrec.config import Workspace
 from genrec.data.sources import FetchReport, fetch
 from genrec.data.version import data_version
 from genrec.errors import DataError
+from tasks.gpu import on_gpu
+from tasks.options import LONG, SAFE
 
 DVC_TRIES = 5
 
@@ -58,14 +60,15 @@ def fetch_and_pin(workspace: Workspace, source: str, source_dir: Path | None) ->
     return report
 
 
-@task(cache_policy=NO_CACHE)
+@task(**LONG)
 def reproduce_base(workspace: Workspace, force: bool = False) -> str:
     """`dvc repro`: rebuild what is out of date up to the evaluated base model. Returns the data version."""
-    dvc(workspace, "repro", *(["--force"] if force else []), quiet=False)
+    if not on_gpu(workspace, "reproduce_base", str(flow_run.id), force=force):
+        dvc(workspace, "repro", *(["--force"] if force else []), quiet=False)
     return data_version(workspace.data_pin)
 
 
-@task(cache_policy=NO_CACHE)
+@task(**LONG)
 def erase_from_data(workspace: Workspace, batch_id: str) -> dict:
     """Seal and erase the batch's rows, pin the new data version, prepare and validate it through DVC.
 
@@ -81,7 +84,7 @@ def erase_from_data(workspace: Workspace, batch_id: str) -> dict:
     return {**facts, "data_version": data_version(workspace.data_pin), "validation": validation}
 
 
-@task(cache_policy=NO_CACHE)
+@task(**SAFE)
 def restore_data(workspace: Workspace, pin: str) -> None:
     """Put back the data version whose `data.dvc` text is `pin`: a failed night leaves everything as it was."""
     workspace.data_pin.write_text(pin)
@@ -90,7 +93,7 @@ def restore_data(workspace: Workspace, pin: str) -> None:
     dvc(workspace, "commit", "--force", "prepare")
 
 
-@task(cache_policy=NO_CACHE)
+@task(**SAFE)
 def destroy_sealed(workspace: Workspace, batch_id: str) -> None:
     """Destroy the forgotten rows of a batch."""
     night = steps.open_night(workspace, batch_id)

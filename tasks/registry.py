@@ -1,44 +1,46 @@
 """Registry tasks: the promotion saga, each step safe to repeat."""
 
+from datetime import UTC, datetime
+
 from prefect import task
-from prefect.cache_policies import NO_CACHE
 
 from genrec import base_model, saga
 from genrec import night as steps
 from genrec.config import Workspace
+from tasks.options import SAFE
 
 
-@task(cache_policy=NO_CACHE)
+@task(**SAFE)
 def promote_base(workspace: Workspace, version: str) -> str | None:
     """Make a base model the champion when its gates passed."""
-    return base_model.promote(workspace, version)
+    return base_model.promote(workspace, version, datetime.now(UTC))
 
 
-@task(cache_policy=NO_CACHE)
+@task(**SAFE)
 def promote_candidate(workspace: Workspace, batch_id: str) -> None:
     """Move the aliases to the version the batch's stage names."""
     saga.promote(steps.open_night(workspace, batch_id))
 
 
-@task(cache_policy=NO_CACHE)
+@task(**SAFE)
 def issue_certificates(workspace: Workspace, batch_id: str) -> list[str]:
     """One certificate per request."""
     return saga.certify(steps.open_night(workspace, batch_id))
 
 
-@task(cache_policy=NO_CACHE)
+@task(**SAFE)
 def write_report(workspace: Workspace, batch_id: str, sid_diff: list[dict]) -> dict:
     """summary.json and the page, in reports/ and with the MLflow run. Returns the summary."""
     return saga.report(steps.open_night(workspace, batch_id), sid_diff)
 
 
-@task(cache_policy=NO_CACHE)
+@task(**SAFE)
 def fulfil(workspace: Workspace, batch_id: str) -> None:
     """Close the batch: requests fulfilled, sealed rows and working folder destroyed."""
     saga.fulfil(steps.open_night(workspace, batch_id))
 
 
-@task(cache_policy=NO_CACHE)
+@task(**SAFE)
 def close_failed(workspace: Workspace, batch_id: str) -> None:
     """Close the batch as failed: its requests go into the next night's."""
     saga.close_failed(steps.open_night(workspace, batch_id))

@@ -1,13 +1,13 @@
 """SID tasks."""
 
 from prefect import task
-from prefect.cache_policies import NO_CACHE
 
 from genrec import night as steps
 from genrec.config import Workspace
+from tasks.options import SAFE
 
 
-@task(cache_policy=NO_CACHE)
+@task(**SAFE)
 def sid_changes(workspace: Workspace, before: str, after: str) -> list[dict]:
     """Items whose SID differs between two registered versions, with titles."""
     registry = steps.open_registry(workspace)

@@ -1,13 +1,13 @@
 """Training tasks."""
 
 from prefect import task
-from prefect.cache_policies import NO_CACHE
 
 from genrec import base_model
 from genrec.config import Workspace
+from tasks.options import SAFE
 
 
-@task(cache_policy=NO_CACHE)
+@task(**SAFE)
 def register_base(workspace: Workspace) -> dict:
     """Register the base bundle of `dvc repro` with its figures and gates: {version, verdict, utility}."""
     return base_model.register(workspace)

@@ -10,6 +10,7 @@ import pytest
 from genrec.config import Params
 from genrec.environment import QUIET
 from genrec.workspace import params_yaml
+from tests.postgres import server
 
 for _name, _value in QUIET.items():
     os.environ.setdefault(_name, _value)
@@ -54,6 +55,13 @@ def make_workspace(home: Path) -> Path:
 def set_params(home: Path, **sections) -> None:
     """Write the tiny parameters, with some sections replaced."""
     (home / "params.yaml").write_text(params_yaml(Params.model_validate({**TINY, **sections})))
+
+
+@pytest.fixture(scope="session")
+def postgres():
+    """A PostgreSQL server of this session. `postgres.database(...)` makes a database and returns its URL."""
+    with server() as running:
+        yield running
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,7 @@
 import hashlib
 import hmac
 import json
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -95,6 +95,23 @@ def tombstoned(interactions: pa.Table, items: pa.Table, stones: dict[str, frozen
         digests = (Subject("interaction", user, item).digest(key) for user, item in pairs)
         mask |= np.fromiter((digest in stones["interaction"] for digest in digests), bool, len(interactions))
     return mask
+
+
+def present(interactions: pa.Table, items: pa.Table, kinds: Container[str], key: bytes) -> set[str]:
+    """Digests of every subject of `kinds` that has a row: what a tombstone is compared with once the id is gone."""
+    found: set[Subject] = set()
+    if "user" in kinds:
+        found |= {Subject("user", user) for user in pc.unique(interactions["user_id"]).to_pylist()}
+    there = set(pc.unique(interactions["item_id"]).to_pylist())
+    if "item" in kinds:
+        found |= {Subject("item", item_id=item) for item in there}
+    if "concept" in kinds:
+        tagged = zip(items["item_id"].to_pylist(), items["concepts"].to_pylist(), strict=True)
+        found |= {Subject("concept", concept=tag) for item, tags in tagged if item in there for tag in tags}
+    if "interaction" in kinds:
+        pairs = zip(interactions["user_id"].to_pylist(), interactions["item_id"].to_pylist(), strict=True)
+        found |= {Subject("interaction", user, item) for user, item in pairs}
+    return {subject.digest(key) for subject in found}
 
 
 def _isin(column: pa.ChunkedArray, values: list[str]) -> np.ndarray:

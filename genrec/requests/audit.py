@@ -7,7 +7,7 @@ rewrite the table can rewrite all of it: so keep `head` outside the database fro
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 
 from sqlalchemy import Connection, Engine, insert, select
@@ -16,6 +16,8 @@ from genrec.errors import RequestError
 from genrec.requests.schema import AuditRow, utc
 
 START = "0" * 64  # `previous` of the first row
+Link = tuple[str, str, Mapping[str, object]]
+"""Event, the id it is about, payload."""
 
 
 def canonical_json(value: object) -> str:
@@ -24,23 +26,31 @@ def canonical_json(value: object) -> str:
 
 
 def append(connection: Connection, event: str, subject: str, payload: Mapping[str, object], *, now: datetime) -> str:
-    """Add one row about `subject` (the id of a request or a batch) and return its hash.
+    """Add one row about `subject` (the id of a request or a batch) and return its hash. See `append_all`."""
+    return append_all(connection, [(event, subject, payload)], now=now)
 
-    `connection` must come from `genrec.requests.database.writing`, which lets one writer in at a time.
+
+def append_all(connection: Connection, links: Sequence[Link], *, now: datetime) -> str:
+    """Add one row per link, in order, and return the last one's hash.
+
+    `connection` must hold the writers' lock of `genrec.requests.database.writing`: one writer at a time.
     """
     last = connection.execute(select(AuditRow.seq, AuditRow.hash).order_by(AuditRow.seq.desc()).limit(1)).first()
-    seq, previous = (last.seq + 1, last.hash) if last else (1, START)
-    row = {
-        "seq": seq,
-        "at": utc(now).isoformat(),
-        "event": event,
-        "subject": subject,
-        "payload": canonical_json(payload),
-        "previous": previous,
-    }
-    digest = _digest(row)
-    connection.execute(insert(AuditRow).values(hash=digest, **row))
-    return digest
+    length, previous = (last.seq, last.hash) if last else (0, START)
+    rows = []
+    for seq, (event, subject, payload) in enumerate(links, length + 1):
+        row = {
+            "seq": seq,
+            "at": utc(now).isoformat(),
+            "event": event,
+            "subject": subject,
+            "payload": canonical_json(payload),
+            "previous": previous,
+        }
+        previous = _digest(row)
+        rows.append(row | {"hash": previous})
+    connection.execute(insert(AuditRow), rows)
+    return previous
 
 
 def head(engine: Engine) -> str:

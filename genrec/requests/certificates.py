@@ -92,7 +92,7 @@ def issue(request: Request, facts: CertificateFacts, directory: Path, signing_ke
     """
     if request.state != "fulfilled":
         raise RequestError(f"Request {request.id} is {request.state}: only a fulfilled one gets a certificate.")
-    key = _private_key(signing_key) if signing_key else None
+    key = load_signing_key(signing_key) if signing_key else None
     told = request.as_dict()
     body = {
         "schema_version": SCHEMA_VERSION,
@@ -190,7 +190,8 @@ def _signed(key: str, signature: str, digest: str) -> bool:
     return True
 
 
-def _private_key(path: Path) -> Ed25519PrivateKey:
+def load_signing_key(path: Path) -> Ed25519PrivateKey:
+    """The Ed25519 key in a PEM file. Raises ConfigError for anything else."""
     try:
         key = load_pem_private_key(path.read_bytes(), password=None)
     except (OSError, ValueError, TypeError) as error:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from sqlalchemy import Engine, create_engine, event
 from sqlalchemy.engine import Connection, make_url
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from genrec.errors import ConfigError
@@ -19,10 +20,16 @@ _WRITER_LOCK = 0x67656E726563  # any constant that all writers share
 def connect(url: str) -> Engine:
     """Engine for `url` (an SQLite file or PostgreSQL). A new SQLite file is for its owner only.
 
-    Its errors never show statement parameters, which may be a person's id. Raises ConfigError where SQLite has no file.
+    Its errors never show statement parameters, which may be a person's id. Raises ConfigError where SQLite has no file
+    and where the driver of PostgreSQL is not installed.
     """
     parsed = make_url(url)
-    engine = create_engine(parsed, hide_parameters=True)
+    if parsed.drivername == "postgresql":
+        parsed = parsed.set(drivername="postgresql+psycopg")
+    try:
+        engine = create_engine(parsed, hide_parameters=True)
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"The ledger's database needs {error.name}: pip install 'genrec[postgres]'.") from error
     if engine.dialect.name == "sqlite":
         if parsed.database in (None, "", ":memory:"):
             raise ConfigError(f"GENREC_LEDGER_URL = {url!r} names no file. Use sqlite:///PATH or a PostgreSQL URL.")
@@ -35,27 +42,51 @@ def connect(url: str) -> Engine:
 
 
 def migrate(url: str) -> Engine:
-    """Bring the database at `url` to the newest schema, and connect to it. Safe to call from many processes at once."""
+    """Bring the database at `url` to the newest schema, and connect to it. Safe to call from many processes at once.
+
+    Raises ConfigError where the database cannot be reached or is not UTF-8.
+    """
     from alembic import command
     from alembic.config import Config
 
     engine = connect(url)
     config = Config()
     config.set_main_option("script_location", "genrec.requests:migrations")
-    with writing(engine) as session:
+    with reaching(engine), writing(engine) as session:
         config.attributes["connection"] = session.connection()
+        _refuse_other_encodings(session.connection())
         command.upgrade(config, "head")
     return engine
 
 
 @contextmanager
-def writing(engine: Engine) -> Iterator[Session]:
+def reaching(engine: Engine) -> Iterator[None]:
+    """Raises ConfigError, without the password, where the database cannot be reached."""
+    try:
+        yield
+    except OperationalError as error:
+        cause = str(error.orig).splitlines()[0]
+        raise ConfigError(
+            f"The database {engine.url!r} cannot be opened: {cause}. Start it or give another URL."
+        ) from error
+
+
+@contextmanager
+def writing(engine: Engine, *, locked: bool = True) -> Iterator[Session]:
     """One write transaction, alone in the whole ledger; committed at the end, rolled back on an exception.
 
-    Writers wait for one another because each appends to one audit chain.
+    Writers wait for one another because each appends to one audit chain. With `locked=False` PostgreSQL lets others
+    write until `lock_writers`, which must come before the audit chain is read.
     """
-    with Session(engine.execution_options(genrec_write=True), expire_on_commit=False) as session, session.begin():
+    options = engine.execution_options(genrec_write="locked" if locked else "open")
+    with Session(options, expire_on_commit=False) as session, session.begin():
         yield session
+
+
+def lock_writers(connection: Connection) -> None:
+    """From here to the end of the transaction no other one writes. SQLite gave that when the transaction began."""
+    if connection.dialect.name == "postgresql":
+        connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_WRITER_LOCK})")
 
 
 def scrub(engine: Engine) -> None:
@@ -86,8 +117,17 @@ def _prepare_sqlite(connection, _record) -> None:
 
 
 def _begin(connection: Connection) -> None:
-    write = connection.get_execution_options().get("genrec_write", False)
+    write = connection.get_execution_options().get("genrec_write")
     if connection.dialect.name == "sqlite":
         connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
-    elif write:
-        connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_WRITER_LOCK})")
+    elif write == "locked":
+        lock_writers(connection)
+
+
+def _refuse_other_encodings(connection: Connection) -> None:
+    if connection.dialect.name == "postgresql":
+        encoding = connection.exec_driver_sql("SHOW server_encoding").scalar()
+        if encoding != "UTF8":
+            raise ConfigError(
+                f"The ledger's database is {encoding} and could not hold every id. Create one with ENCODING 'UTF8'."
+            )

@@ -22,9 +22,10 @@ def known_of(dataset: Dataset) -> Known:
 
 
 def submit_and_verify(
-    workspace: Workspace, subject: Subject, *, now: datetime, verifier: str, idempotency_key: str | None = None
-) -> Request:
-    """Submit, and verify at once in the name of `verifier`: the items of a concept are suppressed from here on.
+    workspace: Workspace, subject: Subject, *, now: datetime, verifier: str, how: str = "not recorded",
+    idempotency_key: str | None = None,
+) -> Request:  # fmt: skip
+    """Submit, and verify at once as `verifier` did, in the way `how`: a concept's items are suppressed from here on.
 
     A request that is past `received` already (the same one again) is returned as it is.
     """
@@ -33,4 +34,4 @@ def submit_and_verify(
     if request.state != "received":
         return request
     items = [dataset.item_ids[i] for i in dataset.concepts[subject.concept]] if subject.kind == "concept" else []
-    return ledger.verify(request.id, now=now, verifier=verifier, deny_items=items)
+    return ledger.verify(request.id, now=now, verifier=verifier, how=how, deny_items=items)

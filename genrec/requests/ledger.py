@@ -1,69 +1,30 @@
 """The ledger of forget requests: one state machine, one transaction per transition, each of them in the audit chain.
 
 Raw ids of people live here only while a request is open. They come out only in `Batch.subjects`, and closing a request
-overwrites them; what stays is the subject's HMAC, its tombstone. Reasons, details and verifiers are free text that
-goes into the audit chain for good: callers must not put a user id there.
+overwrites them; what stays is the subject's HMAC, its tombstone. Reasons and the record of the identity check are free
+text that the audit chain keeps for good: one that holds the person's id is refused. So are texts that one database
+could store and another could not.
 """
 
 import hashlib
 import hmac
 import secrets
 from collections.abc import Callable, Container, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from sqlalchemy import ColumnElement, delete, select
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from genrec.config import RequestParams
-from genrec.data.subjects import Subject
+from genrec.data.subjects import FIELDS, Subject
 from genrec.errors import RequestError, unknown
 from genrec.requests import audit
-from genrec.requests.database import migrate, scrub, writing
-from genrec.requests.refusal import Known, refuse
+from genrec.requests.database import lock_writers, migrate, scrub, writing
+from genrec.requests.refusal import LONGEST_ID, Known, free_text, refuse, storable
 from genrec.requests.schema import BatchRow, DenyRow, RequestRow, utc
-
-TRANSITIONS: dict[str, tuple[str, ...]] = {
-    "received": ("verified", "held", "rejected", "cancelled"),
-    "verified": ("queued",),
-    "queued": ("running", "held", "rejected", "cancelled"),
-    "running": ("fulfilled", "failed"),
-    "failed": ("running", "held", "cancelled"),
-    "held": ("received", "queued", "rejected", "cancelled"),
-    "fulfilled": (),
-    "rejected": (),
-    "cancelled": (),
-}
-CLOSED = tuple(state for state, after in TRANSITIONS.items() if not after)
-_PERSONAL = ("user", "interaction")
-
-
-@dataclass(frozen=True)
-class Request:
-    """A request as anybody may see it. `label` is the concept or the item; None where a person is meant. Times: UTC.
-
-    `plan` is the router's reason in the latest batch.
-    """
-
-    id: str
-    kind: str
-    digest: str
-    label: str | None
-    state: str
-    reason: str | None
-    attempts: int
-    received_at: datetime
-    verified_at: datetime | None
-    suppressed_at: datetime | None
-    unlearned_at: datetime | None
-    due_at: datetime
-    method: str | None
-    plan: str | None
-    batch_id: str | None
-
-    def as_dict(self) -> dict[str, str | int | None]:
-        """JSON-ready; times as ISO 8601."""
-        return {k: v.isoformat() if isinstance(v, datetime) else v for k, v in asdict(self).items()}
+from genrec.requests.states import CLOSED, PERSONAL, TRANSITIONS, Request, shown, step
 
 
 @dataclass(frozen=True)
@@ -96,57 +57,104 @@ class Ledger:
     def submit(self, subject: Subject, known: Known, *, now: datetime, idempotency_key: str | None = None) -> Request:
         """Store a new request, or return the one with this key, or the open one about the same subject.
 
-        Raises RequestError, with nothing stored, for a subject that is unknown or too broad, and for a key that was
-        used for another subject.
+        Raises RequestError, with nothing stored, for a subject that is unknown or too broad, for a text that cannot be
+        stored, and for a key that was used for another subject.
         """
         now = utc(now)
-        digest = subject.digest(self._key)
+        digest = self._digest(subject)
         idempotency = None
         if idempotency_key is not None:
+            storable("idempotency key", idempotency_key)
             idempotency = hmac.new(self._key, b"idempotency:" + idempotency_key.encode(), hashlib.sha256).hexdigest()
         with Session(self.engine) as session:
             if existing := _existing(session, digest, idempotency):
                 return existing
         refuse(subject, known, self._params.max_concept_share)  # may query the data, so outside the write lock
-        with writing(self.engine) as session:
-            if existing := _existing(session, digest, idempotency):
-                return existing
-            row = RequestRow(
-                id=f"r-{secrets.token_hex(5)}",
-                kind=subject.kind,
-                digest=digest,
-                user_id=subject.user_id,
-                item_id=subject.item_id,
-                concept=subject.concept,
-                idempotency=idempotency,
-                state="received",
-                attempts=0,
-                received_at=now,
-                due_at=now + timedelta(days=self._params.due_days),
-            )
-            session.add(row)
-            payload = {"kind": row.kind, "digest": digest}
-            audit.append(session.connection(), "received", row.id, payload, now=now)
-            return _request(row)
+        row = RequestRow(
+            id=f"r-{secrets.token_hex(8)}",
+            kind=subject.kind,
+            digest=digest,
+            user_id=subject.user_id,
+            item_id=subject.item_id,
+            concept=subject.concept,
+            idempotency=idempotency,
+            state="received",
+            attempts=0,
+            received_at=now,
+            due_at=now + timedelta(days=self._params.due_days),
+        )
+        try:
+            with writing(self.engine, locked=False) as session:
+                session.add(row)
+                session.flush()  # the unique indexes decide who is first, and only the audit chain needs the lock
+                lock_writers(session.connection())
+                payload = {"kind": row.kind, "digest": digest}
+                audit.append(session.connection(), "received", row.id, payload, now=now)
+        except IntegrityError:  # another process was first: find its request
+            return self.submit(subject, known, now=now, idempotency_key=idempotency_key)
+        return shown(row)
 
-    def verify(self, request_id: str, *, now: datetime, verifier: str, deny_items: Sequence[str] = ()) -> Request:
-        """The subject's right is checked by `verifier`: queue the request and suppress its items from now on.
+    def open_request(self, subject: Subject, known: Known) -> Request | None:
+        """The open request about `subject`; None where `submit` would store one. Raises RequestError as it does."""
+        digest = self._digest(subject)
+        with Session(self.engine) as session:
+            if existing := _existing(session, digest, None):
+                return existing
+        refuse(subject, known, self._params.max_concept_share)
+        return None
+
+    def verify(
+        self, request_id: str, *, now: datetime, verifier: str, how: str = "not recorded",
+        deny_items: Sequence[str] = (),
+    ) -> Request:  # fmt: skip
+        """`verifier` has checked, in the way `how` says, that the requester may ask this: queue and suppress from now.
 
         `deny_items` are the items of a concept, which must not be empty; an item request denies its own item anyway.
         """
         now = utc(now)
         with writing(self.engine) as session:
             row = _row(session, request_id)
-            _move(session, row, "verified", now=now, verifier=verifier)
-            if row.kind in _PERSONAL and deny_items:
+            verifier, how = (
+                free_text(name, text, row.user_id) for name, text in (("verifier", verifier), ("way of checking", how))
+            )
+            verified = step(row, "verified", verifier=verifier, how=how)
+            if row.kind in PERSONAL and deny_items:
                 raise RequestError(f"Request {row.id} is about a person: only concepts and items have deny_items.")
             denied = {*deny_items, row.item_id} if row.kind == "item" else set(deny_items)
             if row.kind == "concept" and not denied:
                 raise RequestError(f"Request {row.id} needs deny_items: the items that carry {row.concept!r}.")
             session.add_all(DenyRow(request_id=row.id, item_id=item) for item in sorted(denied))
             row.verified_at = row.suppressed_at = now
-            _move(session, row, "queued", now=now, denied=len(denied))
-            return _request(row)
+            row.verified_by, row.verified_how = verifier, how
+            queued = step(row, "queued", denied=len(denied))
+            audit.append_all(session.connection(), [verified, queued], now=now)
+            return shown(row)
+
+    def extend(self, request_id: str, *, now: datetime, reason: str) -> Request:
+        """Give an open request `requests.extension_days` more, once, before it is due, for a reason the person is told.
+
+        Raises RequestError for a second extension and for one that comes too late.
+        """
+        now = utc(now)
+        with writing(self.engine) as session:
+            row = _row(session, request_id)
+            if row.state in CLOSED:
+                raise RequestError(f"Request {row.id} is {row.state}: only an open one has a due date to extend.")
+            if row.extended_at:
+                raise RequestError(
+                    f"Request {row.id} was extended on {row.extended_at:%Y-%m-%d}, to {row.due_at:%Y-%m-%d}. "
+                    "There is one extension only: serve it with genrec night."
+                )
+            if now > row.due_at:
+                raise RequestError(
+                    f"Request {row.id} was due on {row.due_at:%Y-%m-%d}: an extension is given before that. "
+                    "Serve it now with genrec night."
+                )
+            row.extension_reason = free_text("reason", reason, row.user_id)
+            row.extended_at, row.due_at = now, row.due_at + timedelta(days=self._params.extension_days)
+            payload = {"reason": reason, "due_at": row.due_at.isoformat()}
+            audit.append(session.connection(), "extended", row.id, payload, now=now)
+            return shown(row)
 
     def cancel(self, request_id: str, *, now: datetime, reason: str) -> Request:
         """Withdraw a request that is not running yet; its items are shown again."""
@@ -160,15 +168,15 @@ class Ledger:
         """Keep a request out of the next batches. Its items stay suppressed and its due date stays."""
         with writing(self.engine) as session:
             row = _row(session, request_id)
-            _move(session, row, "held", now=now, reason=reason)
-            return _request(row)
+            _move(session, row, "held", now=now, reason=free_text("reason", reason, row.user_id))
+            return shown(row)
 
     def release(self, request_id: str, *, now: datetime) -> Request:
         """End a hold: back to queued, or to received when it was never verified."""
         with writing(self.engine) as session:
             row = _row(session, request_id)
             _move(session, row, "queued" if row.verified_at else "received", now=now)
-            return _request(row)
+            return shown(row)
 
     def claim(
         self, *, now: datetime, waiting: Callable[[Sequence[Request]], Container[str]] = lambda _: ()
@@ -183,7 +191,7 @@ class Ledger:
             if batch is None:
                 query = select(RequestRow).where(RequestRow.state.in_(("queued", "failed"))).order_by(RequestRow.id)
                 found = session.scalars(query.with_for_update(skip_locked=True)).all()
-                later = waiting([_request(row) for row in found])
+                later = waiting([shown(row) for row in found])
                 rows = [row for row in found if row.id not in later]
                 if not rows:
                     return None
@@ -193,10 +201,11 @@ class Ledger:
                 batch = BatchRow(id=batch_id, claimed_at=now, stage="claimed", details={})
                 session.add(batch)
                 session.flush()  # the requests refer to it
-                audit.append(session.connection(), "claimed", batch.id, {"requests": [r.id for r in rows]}, now=now)
+                links = [("claimed", batch.id, {"requests": [row.id for row in rows]})]
                 for row in rows:
                     row.batch_id = batch.id
-                    _move(session, row, "running", now=now, batch=batch.id)
+                    links.append(step(row, "running", batch=batch.id))
+                audit.append_all(session.connection(), links, now=now)
             return _view(session, batch)
 
     def open_batch(self) -> Batch | None:
@@ -242,12 +251,13 @@ class Ledger:
                     different = ", ".join(sorted(set(methods) ^ {row.id for row in rows}))
                     raise RequestError(f"Batch {batch.id} needs one method per request; compare: {different}.")
                 versions = {"data_version": data_version, "model_version": model_version}
+                links = [step(row, "fulfilled", method=methods[row.id], **versions) for row in rows]
+                audit.append_all(session.connection(), links, now=now)
                 for row in rows:
-                    _move(session, row, "fulfilled", now=now, method=methods[row.id], **versions)
                     row.method, row.unlearned_at = methods[row.id], now
                 batch.data_version, batch.model_version = data_version, model_version
                 _close_batch(session, batch, "fulfilled", now)
-            done = [_request(row) for row in rows]
+            done = [shown(row) for row in rows]
         scrub(self.engine)  # also on a repeat: the first call may have died before this line
         return done
 
@@ -258,8 +268,10 @@ class Ledger:
             batch = _batch(session, batch_id)
             if batch.outcome == "failed":
                 return
-            for row in _members(session, batch.id):
-                _move(session, row, "failed", now=now, reason=reason, attempts=row.attempts + 1)
+            rows = _members(session, batch.id)
+            links = [step(row, "failed", reason=reason, attempts=row.attempts + 1) for row in rows]
+            audit.append_all(session.connection(), links, now=now)
+            for row in rows:
                 row.attempts += 1
             _close_batch(session, batch, "failed", now, reason=reason)
 
@@ -273,12 +285,12 @@ class Ledger:
         if overdue_at is not None:
             query = query.where(_is_open(), RequestRow.due_at <= utc(overdue_at))
         with Session(self.engine) as session:
-            return [_request(row) for row in session.scalars(query)]
+            return [shown(row) for row in session.scalars(query)]
 
     def get(self, request_id: str) -> Request:
         """One request. Raises RequestError when there is none with this id."""
         with Session(self.engine) as session:
-            return _request(_row(session, request_id))
+            return shown(_row(session, request_id))
 
     def deny_list(self) -> frozenset[str]:
         """Items that serving must not show now, whatever the model says."""
@@ -294,27 +306,23 @@ class Ledger:
                 stones.setdefault(kind, set()).add(digest)
         return {kind: frozenset(digests) for kind, digests in stones.items()}
 
+    def _digest(self, subject: Subject) -> str:
+        for name in FIELDS[subject.kind]:
+            storable(name, getattr(subject, name), LONGEST_ID)
+        return subject.digest(self._key)
+
     def _close(self, request_id: str, state: str, reason: str, now: datetime) -> Request:
         with writing(self.engine) as session:
             row = _row(session, request_id)
-            _move(session, row, state, now=now, reason=reason)
+            _move(session, row, state, now=now, reason=free_text("reason", reason, row.user_id))
             session.execute(delete(DenyRow).where(DenyRow.request_id == row.id))
-            closed = _request(row)
+            closed = shown(row)
         scrub(self.engine)
         return closed
 
 
 def _move(session: Session, row: RequestRow, state: str, *, now: datetime, **payload: object) -> None:
-    """The one place where a state changes."""
-    if state not in TRANSITIONS[row.state]:
-        after = ", ".join(TRANSITIONS[row.state]) or "nothing: it is closed"
-        raise RequestError(
-            f"Request {row.id} is {row.state} and cannot become {state}. From {row.state} it can become {after}."
-        )
-    audit.append(session.connection(), state, row.id, {"from": row.state, **payload}, now=now)
-    row.state, row.reason = state, payload.get("reason")
-    if state in CLOSED and row.kind in _PERSONAL:
-        row.user_id = row.item_id = None
+    audit.append_all(session.connection(), [step(row, state, **payload)], now=now)
 
 
 def _reach(session: Session, batch: BatchRow, stage: str, details: dict, now: datetime) -> None:
@@ -336,9 +344,9 @@ def _existing(session: Session, digest: str, idempotency: str | None) -> Request
         if row and row.digest != digest:
             raise RequestError(f"The idempotency key of request {row.id} was sent for another subject. Use a new key.")
         if row:
-            return _request(row)
+            return shown(row)
     row = session.scalar(select(RequestRow).where(RequestRow.digest == digest, _is_open()))
-    return _request(row) if row else None
+    return shown(row) if row else None
 
 
 def _is_open() -> ColumnElement[bool]:
@@ -346,14 +354,14 @@ def _is_open() -> ColumnElement[bool]:
 
 
 def _row(session: Session, request_id: str) -> RequestRow:
-    row = session.get(RequestRow, request_id)
+    row = session.get(RequestRow, storable("request id", request_id))
     if row is None:
         raise RequestError(f"Unknown request {request_id!r}. See genrec requests list.")
     return row
 
 
 def _batch(session: Session, batch_id: str) -> BatchRow:
-    batch = session.get(BatchRow, batch_id)
+    batch = session.get(BatchRow, storable("batch id", batch_id))
     if batch is None:
         raise RequestError(f"Unknown batch {batch_id!r}. A request's batch_id names its latest one.")
     return batch
@@ -372,8 +380,3 @@ def _view(session: Session, batch: BatchRow) -> Batch:
         claimed_at=batch.claimed_at,
         stage=batch.stage,
     )
-
-
-def _request(row: RequestRow) -> Request:
-    shared = {name: getattr(row, name) for name in Request.__dataclass_fields__ if name != "label"}
-    return Request(label={"concept": row.concept, "item": row.item_id}.get(row.kind), **shared)

@@ -1,10 +1,14 @@
-"""What the data knows of a subject, and why a request about it is refused."""
+"""What the data knows of a subject, and why a request about it, or a text in it, is refused."""
 
+import re
 from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
 
 from genrec.data.subjects import Subject
 from genrec.errors import RequestError, unknown
+
+LONGEST_ID = 512
+"""Characters of an id or a concept: at four bytes each PostgreSQL can still put it into an index."""
 
 
 @dataclass(frozen=True)
@@ -16,6 +20,31 @@ class Known:
     concepts: Mapping[str, int]
     catalogue_size: int
     interactions: Callable[[str, str], bool]
+
+
+def storable(name: str, value: str, longest: int | None = None) -> str:
+    """`value` as it is. Raises RequestError, without showing it, where not every database could store exactly that."""
+    fault = None
+    if "\0" in value:
+        fault = "a NUL character"
+    elif re.search("[\ud800-\udfff]", value):
+        fault = "a lone surrogate, which is no Unicode text"
+    elif longest is not None and len(value) > longest:
+        fault = f"{len(value)} characters, more than {longest}"
+    if fault:
+        raise RequestError(f"The {name} holds {fault}. Send it as the source writes it, in UTF-8.")
+    return value
+
+
+def free_text(name: str, value: str, user_id: str | None) -> str:
+    """`value`, which the audit chain keeps for good. Raises RequestError where it is blank or names the person."""
+    if not storable(name, value).strip():
+        raise RequestError(f"The {name} is empty. Say it in a few words; the audit chain keeps it.")
+    if user_id and re.search(rf"(?<!\w){re.escape(user_id)}(?!\w)", value, re.IGNORECASE):
+        raise RequestError(
+            f"The {name} holds the person's id, and the audit chain keeps it for good. Leave the id out."
+        )
+    return value
 
 
 def refuse(subject: Subject, known: Known, max_share: float) -> None:

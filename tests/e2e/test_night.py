@@ -191,6 +191,22 @@ def test_rollback_to_a_version_that_knows_the_forgotten_is_refused(night):
     assert next(v for v in versions if "champion" in v["aliases"])["version"] == before["summary"]["champion_after"]
 
 
+def test_lineage_and_purge_name_the_old_version_and_nobody(night):
+    home, before = night
+    summary = before["summary"]
+    asked = before["concept_request"]["id"]
+    told = json.loads(genrec(home, "lineage", "request", asked, "--json").stdout)
+    assert told["forgotten_by"] == summary["champion_after"]
+    assert summary["champion_before"] in [one["version"] for one in told["knew"]]
+    purged = genrec(home, "purge", "run", "--json")
+    listed = json.loads(purged.stdout)
+    assert listed["removed"] == listed["kept"] == []
+    names = {(item["kind"], item["name"]) for item in listed["waiting"]}
+    assert {("version", summary["champion_before"]), ("objects", summary["data_version_before"])} <= names
+    assert not {("version", summary["champion_after"]), ("objects", summary["data_version"])} & names
+    assert not [user for user in before["all_users"] if user in purged.stdout + purged.stderr]
+
+
 def test_a_night_without_requests_changes_nothing(night):
     home, before = night
     pin = (home / "data.dvc").read_text()

@@ -1,21 +1,34 @@
-"""Deployments of prefect.yaml on a real Prefect server: the cron run is scheduled, a worker serves a triggered one."""
+"""Deployments of prefect.yaml on a real Prefect server: pools, automations, events, workers, dead runs, timeouts."""
 
 import json
 import os
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
 from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from uuid import uuid4
 
 import httpx
+import pandas as pd
 import pytest
+import yaml
+
+from genrec.config import Settings
+from genrec.data.subjects import Subject
+from genrec.requests.refusal import Known
+from genrec.requests.store import open_ledger
+from tests.conftest import genrec
+from tests.webhook import http_server
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
+FINAL = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 
 
 @pytest.fixture(scope="module")
@@ -27,6 +40,7 @@ def server(tmp_path_factory):
     home = tmp_path_factory.mktemp("prefect")
     url = f"http://127.0.0.1:{port}/api"
     environment = {**os.environ, "PREFECT_HOME": str(home), "PREFECT_API_URL": url, "PREFECT_WORKER_QUERY_SECONDS": "1"}
+    environment["PREFECT_SERVER_SERVICES_TRIGGERS_PROACTIVE_GRANULARITY"] = "PT1S"
     environment["PATH"] = os.pathsep.join([str(BIN), os.environ["PATH"]])
     command = [BIN / "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
     with (home / "server.log").open("w") as log:
@@ -36,6 +50,17 @@ def server(tmp_path_factory):
         yield url, environment
     finally:
         stop(process)
+
+
+@pytest.fixture(scope="module")
+def deployed(server, trained, tmp_path_factory):
+    """A copy of the trained workspace, deployed twice: its folder, the API URL, the environment, both answers."""
+    url, environment = server
+    home = tmp_path_factory.mktemp("deployed") / "shop"
+    shutil.copytree(trained, home)
+    ours = {name: environment[name] for name in environment if name.startswith("PREFECT_")}
+    said = [json.loads(genrec(home, "deploy", "--json", **ours).stdout) for _ in range(2)]
+    return home, url, environment | {"GENREC_HOME": str(home)}, said
 
 
 def stop(process: subprocess.Popen) -> None:
@@ -58,59 +83,186 @@ def wait_for(condition, seconds: float):
         time.sleep(0.3)
 
 
-def prefect(environment, cwd, *arguments):
-    return subprocess.run(
-        [BIN / "prefect", "--no-prompt", *arguments],
-        env=environment,
-        cwd=cwd,
-        check=True,
-        capture_output=True,
-        text=True,
-    )
+def post(url: str, **body):
+    return httpx.post(url, json=body).raise_for_status().json()
 
 
-def runs(url: str, **filters) -> list[dict]:
-    return httpx.post(f"{url}/flow_runs/filter", json=filters).json()
+def deployment(url: str, name: str) -> dict:
+    return httpx.get(f"{url}/deployments/name/{name}").raise_for_status().json()
 
 
-def test_cron_is_scheduled_and_a_worker_serves_a_triggered_run(server, trained, tmp_path):
-    url, environment = server
-    project = tmp_path / "project"
-    project.mkdir()
-    shutil.copy(ROOT / "prefect.yaml", project)
-    for package in ("flows", "tasks"):
-        (project / package).symlink_to(ROOT / package)
-    prefect(environment, project, "work-pool", "create", "genrec", "--type", "process")
-    prefect(environment, project, "deploy", "--all")
-    deployments = {d["name"]: d for d in httpx.post(f"{url}/deployments/filter", json={}).json()}
-    assert set(deployments) == {"nightly", "on-demand", "weekly", "full-training"}
-    assert {d["work_pool_name"] for d in deployments.values()} == {"genrec"}
-
-    nightly = {"deployments": {"id": {"any_": [deployments["nightly"]["id"]]}}}
-    scheduled = wait_for(lambda: runs(url, **nightly), 60)
-    assert all(run["state_type"] == "SCHEDULED" and "T02:00:00" in run["expected_start_time"] for run in scheduled)
-
-    worker = subprocess.Popen(
-        [BIN / "prefect", "worker", "start", "--pool", "genrec"],
-        env=environment, cwd=project, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    try:
-        body = {"parameters": {"trigger": "test", "home": str(trained)}}
-        made = httpx.post(f"{url}/deployments/{deployments['on-demand']['id']}/create_flow_run", json=body).json()
-        before = (trained / "reports" / "latest" / "summary.json").stat().st_mtime_ns if reported(trained) else 0
-        done = wait_for(lambda: ended(url, made["id"]), 120)
-        assert done["state_type"] == "COMPLETED", done["state"]["message"]
-        assert (trained / "reports" / "latest" / "summary.json").stat().st_mtime_ns > before
-        summary = json.loads((trained / "reports" / "latest" / "summary.json").read_text())
-        assert summary["outcome"] == "nothing to do"
-    finally:
-        stop(worker)
-
-
-def reported(home: Path) -> bool:
-    return (home / "reports" / "latest" / "summary.json").exists()
+def runs(url: str, name: str) -> list[dict]:
+    ours = {"deployments": {"id": {"any_": [deployment(url, name)["id"]]}}}
+    return post(f"{url}/flow_runs/filter", **ours, sort="EXPECTED_START_TIME_ASC")
 
 
 def ended(url: str, run_id: str) -> dict | None:
     run = httpx.get(f"{url}/flow_runs/{run_id}").json()
-    return run if run["state_type"] in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED") else None
+    return run if run["state_type"] in FINAL else None
+
+
+def test_deploy_is_repeatable_and_the_cron_run_is_scheduled(deployed):
+    _, url, _, (first, again) = deployed
+    assert first == again
+    written = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
+    made = {d["name"]: d for d in post(f"{url}/deployments/filter")}
+    assert set(made) == {d["name"] for d in written} == set(first["deployments"])
+    assert {name: d["work_pool_name"] for name, d in made.items() if d["work_pool_name"] != "cpu"} == {"gpu": "gpu"}
+    automations = post(f"{url}/automations/filter")
+    assert sorted(a["name"] for a in automations) == sorted(first["automations"])
+    queues = {q["name"]: q["concurrency_limit"] for q in post(f"{url}/work_pools/cpu/queues/filter")}
+    assert queues["champion"] == 1
+    scheduled = wait_for(lambda: runs(url, "unlearn/nightly"), 60)
+    assert all(run["state_type"] == "SCHEDULED" and "T02:00:00" in run["expected_start_time"] for run in scheduled)
+
+
+@pytest.fixture
+def workers(deployed):
+    """A worker of each pool; their processes differ in LOGNAME, which MLflow writes into the runs they make."""
+    home, _, environment, _ = deployed
+    started = []
+    for pool in ("cpu", "gpu"):
+        own = {"LOGNAME": f"{pool}-worker", "GENREC_GPU_DEPLOYMENT": "gpu/gpu"}
+        command = [BIN / "prefect", "worker", "start", "--pool", pool]
+        with (home / f"{pool}.log").open("w") as log:
+            started.append(
+                subprocess.Popen(
+                    command, env=environment | own, cwd=ROOT, start_new_session=True, stdout=log, stderr=log
+                )
+            )
+    yield
+    for worker in started:
+        stop(worker)
+
+
+def test_a_breach_starts_a_night_whose_unlearning_runs_in_the_gpu_workers_process(deployed, workers):
+    home, url, environment, _ = deployed
+    rows = pd.read_parquet(home / "prepared" / "interactions.parquet")
+    someone = sorted(rows[rows.split == "train"].user_id.unique())[4]
+    asked = json.loads(genrec(home, "forget", "user", someone, "--json").stdout)
+    server = {"PREFECT_API_URL": url, "PREFECT_HOME": environment["PREFECT_HOME"]}
+    due = json.loads(genrec(home, "breach", asked["id"], "--reason", "leaked file", "--json", **server).stdout)
+    assert due["due_at"] < datetime.now(UTC).isoformat() < asked["due_at"]
+
+    night = wait_for(lambda: runs(url, "unlearn/on-demand"), 30)[0]
+    done = wait_for(lambda: ended(url, night["id"]), 180)
+    assert done["state_type"] == "COMPLETED", done["state"]["message"]
+    request = json.loads(genrec(home, "requests", "show", asked["id"], "--json").stdout)
+    assert (request["state"], request["method"]) == ("fulfilled", "retrain")
+
+    steps = runs(url, "gpu/gpu")
+    assert [(run["work_pool_name"], run["name"].split()[0]) for run in steps] == [("gpu", "climb_rung")]
+    assert {task["name"] for task in tasks_of(url, steps[0])} == {"users: retrain"}
+    elsewhere = {task["name"].split("-")[0] for task in tasks_of(url, done)}
+    assert {"claim_batch", "erase_from_data", "promote_candidate", "issue_certificates", "fulfil"} <= elsewhere
+    assert who_made_the_newest_version(home) == "gpu-worker"
+    assert done["infrastructure_pid"] != steps[0]["infrastructure_pid"]
+
+
+def tasks_of(url: str, run: dict) -> list[dict]:
+    return post(f"{url}/task_runs/filter", flow_runs={"id": {"any_": [run["id"]]}})
+
+
+def who_made_the_newest_version(home: Path) -> str:
+    query = """SELECT tags.value FROM tags JOIN model_versions ON tags.run_uuid = model_versions.run_id
+               WHERE tags.key = 'mlflow.user' ORDER BY model_versions.version DESC"""
+    with sqlite3.connect(home / "mlruns" / "mlflow.db") as database:
+        return database.execute(query).fetchone()[0]
+
+
+def test_the_check_sends_alerts_and_wakes_a_night_for_what_is_overdue(deployed, monkeypatch):
+    from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+
+    from flows.check import check
+
+    home, url, _, _ = deployed
+    ledger = open_ledger(Settings(home=home).workspace)
+    known = Known({"someone"}, set(), {}, 100, lambda user, item: False)
+    past = datetime.now(UTC) - timedelta(days=40)
+    request = ledger.submit(Subject("user", user_id="someone"), known, now=past)
+    ledger.verify(request.id, now=past, verifier="desk")
+    before = {run["id"] for run in runs(url, "unlearn/on-demand")}
+    with http_server() as (hook, bodies), temporary_settings(
+        {PREFECT_API_URL: url, PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}
+    ):  # fmt: skip
+        monkeypatch.setenv("GENREC_ALERT_WEBHOOK", hook)
+        told = check(home=str(home))
+        assert check(home=str(home))["sent"] == []
+    assert told["overdue"] == [request.id]
+    assert [body["kind"] for body in bodies] == ["overdue"]
+    new = wait_for(lambda: [run for run in runs(url, "unlearn/on-demand") if run["id"] not in before], 20)
+    assert new[0]["parameters"] == {"trigger": "automation"}
+    ledger.cancel(request.id, now=datetime.now(UTC), reason="withdrawn")
+
+
+def test_a_run_whose_heartbeats_stop_is_crashed_and_a_night_starts_anew(deployed):
+    """The automations of `genrec deploy`, with heartbeats of four seconds, on a night whose process never was."""
+    from prefect.client.orchestration import get_client
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    from flows.deploy import automations
+
+    _, url, _, _ = deployed
+    on_demand = deployment(url, "unlearn/on-demand")["id"]
+    with temporary_settings({PREFECT_API_URL: url}), get_client(sync_client=True) as client:
+        for automation in automations(on_demand, lease_seconds=3600, heartbeat_s=4):
+            client.update_automation(client.read_automations_by_name(automation.name)[0].id, automation)
+    nightly = deployment(url, "unlearn/nightly")
+    run = post(f"{url}/deployments/{nightly['id']}/create_flow_run", state={"type": "SCHEDULED"})
+    for state in ("PENDING", "RUNNING"):
+        post(f"{url}/flow_runs/{run['id']}/set_state", state={"type": state}, force=True)
+    time.sleep(2)  # the server loads changed automations every second or so
+    heartbeat = {
+        "id": str(uuid4()), "occurred": datetime.now(UTC).isoformat(), "event": "prefect.flow-run.heartbeat",
+        "resource": {"prefect.resource.id": f"prefect.flow-run.{run['id']}"},
+        "related": [{"prefect.resource.id": "prefect.tag.genrec", "prefect.resource.role": "tag"}],
+    }  # fmt: skip
+    assert httpx.post(f"{url}/events", json=[heartbeat]).is_success
+    before = {r["id"] for r in runs(url, "unlearn/on-demand")}
+    crashed = wait_for(lambda: ended(url, run["id"]), 40)
+    assert crashed["state_type"] == "CRASHED"
+    new = wait_for(lambda: [r for r in runs(url, "unlearn/on-demand") if r["id"] not in before], 20)
+    assert new[0]["parameters"] == {"trigger": "after a crash"}
+    assert new[0]["expected_start_time"] > datetime.now(UTC).isoformat()
+
+
+def test_a_task_that_takes_too_long_ends_with_its_children_and_only_lost_connections_are_tried_again(server, tmp_path):
+    from prefect import flow, task
+    from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+
+    from genrec.errors import RegistryError
+    from tasks.data import reproduce_base
+    from tasks.options import LIMIT_S, SAFE
+
+    home = tmp_path / "shop"
+    genrec(tmp_path, "init", str(home))
+    mark = "31536.25"  # seconds no other process sleeps
+    (home / "dvc.yaml").write_text(yaml.safe_dump({"stages": {"prepare": {"cmd": f"sleep {mark}"}}}))
+    calls = []
+
+    @task(**SAFE | {"retry_delay_seconds": 0})
+    def flaky(error: Exception):
+        calls.append(type(error).__name__)
+        raise error
+
+    @flow
+    def slow():
+        for error in (ConnectionError("lost"), RegistryError("refused")):
+            flaky(error, return_state=True)
+        reproduce_base.with_options(timeout_seconds=4)(Settings(home=home).workspace)
+
+    settings = {PREFECT_API_URL: server[0], PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}
+    with temporary_settings(settings), pytest.raises(TimeoutError):
+        slow()
+    assert calls == ["ConnectionError"] * 3 + ["RegistryError"]
+    wait_for(lambda: not running(mark), 5)
+    assert reproduce_base.timeout_seconds == LIMIT_S
+
+
+def running(argument: str) -> list[Path]:
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if argument.encode() in (process / "cmdline").read_bytes().split(b"\0"):
+                found.append(process)
+    return found

@@ -25,6 +25,8 @@ from genrec.data.simulator import simulate
 from genrec.data.subjects import Subject
 from genrec.data.tables import write_tables
 from genrec.models.bundle import Bundle, Lineage
+from genrec.requests.database import migrate, scrub
+from genrec.requests.schema import Base
 from genrec.sid.quantise import assign, fit
 from genrec.sid.table import build_table
 from genrec.training.base import train_adapter, train_backbone
@@ -36,6 +38,35 @@ torch.set_num_threads(1)
 
 KEY = b"key"
 CONCEPT = "Cycling"
+
+
+@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+def empty_database_url(request, tmp_path_factory):
+    """Makes URLs of empty databases of one engine after the other."""
+    if request.param == "sqlite":
+        return lambda: f"sqlite:///{tmp_path_factory.mktemp('empty') / 'var' / 'ledger.db'}"
+    return request.getfixturevalue("postgres").database
+
+
+@pytest.fixture(scope="module")
+def new_ledger_url(empty_database_url, tmp_path_factory):
+    """Makes URLs of ledgers without requests; a database per test would be most of the time."""
+    url = empty_database_url()
+    engine = migrate(url)
+    scrub(engine)
+
+    def emptied():
+        with engine.begin() as connection:
+            connection.exec_driver_sql(f"TRUNCATE {', '.join(Base.metadata.tables)}")
+        return url
+
+    def copied():
+        folder = tmp_path_factory.mktemp("fresh") / "var"
+        folder.mkdir()
+        return f"sqlite:///{shutil.copy(engine.url.database, folder)}"
+
+    yield copied if engine.dialect.name == "sqlite" else emptied
+    engine.dispose()
 
 
 @pytest.fixture(scope="session")

@@ -23,8 +23,10 @@ class Clock:
 
 
 @pytest.fixture
-def engine(tmp_path):
-    return migrate(f"sqlite:///{tmp_path / 'ledger.db'}")
+def engine(new_ledger_url):
+    engine = migrate(new_ledger_url())
+    yield engine
+    engine.dispose()
 
 
 def expiry(engine):

@@ -1,14 +1,16 @@
-"""The ledger on a real SQLite file: state machine, idempotency, refusals, resumption, and what stays on disk."""
+"""The ledger on a real SQLite file and a real PostgreSQL server: state machine, idempotency, refusals, resumption."""
 
 import dataclasses
+import json
 import random
-import shutil
 import stat
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import func, inspect, select
 from sqlalchemy.exc import IntegrityError
@@ -18,7 +20,7 @@ from genrec.config import RequestParams
 from genrec.data.subjects import Subject
 from genrec.errors import ConfigError, RequestError
 from genrec.requests.audit import verify_chain
-from genrec.requests.database import connect, migrate, scrub, writing
+from genrec.requests.database import connect, writing
 from genrec.requests.ledger import CLOSED, TRANSITIONS, Known, Ledger
 from genrec.requests.schema import AuditRow, Base, BatchRow, RequestRow
 
@@ -38,22 +40,20 @@ INTERACTION = Subject("interaction", user_id="person-1", item_id="film-1")
 
 
 @pytest.fixture
-def url(tmp_path):
-    return f"sqlite:///{tmp_path / 'var' / 'ledger.db'}"
-
-
-@pytest.fixture(scope="module")
-def migrated(tmp_path_factory):
-    path = tmp_path_factory.mktemp("migrated") / "ledger.db"
-    scrub(migrate(f"sqlite:///{path}"))
-    return path
+def url(new_ledger_url):
+    return new_ledger_url()
 
 
 @pytest.fixture
-def ledger(url, migrated, tmp_path):
-    (tmp_path / "var").mkdir()
-    shutil.copy(migrated, tmp_path / "var")  # a migration per test would be most of the time
-    return Ledger(url, KEY, RequestParams())
+def ledger(url):
+    ledger = Ledger(url, KEY, RequestParams())
+    yield ledger
+    ledger.engine.dispose()
+
+
+@pytest.fixture
+def sqlite_ledger(tmp_path):
+    return Ledger(f"sqlite:///{tmp_path / 'var' / 'ledger.db'}", KEY, RequestParams())
 
 
 def queue(ledger, subject=USER, deny_items=(), now=NOW):
@@ -71,21 +71,60 @@ def rows(ledger, table):
         return session.scalar(select(func.count()).select_from(table))
 
 
-def test_migrations_make_exactly_the_declared_schema(ledger):
+def described(engine):
+    """Everything the database itself says of its tables, Alembic's own aside."""
+    inspector = inspect(engine)
+    return {
+        table: (
+            {c["name"]: (str(c["type"]), c["nullable"], c["default"]) for c in inspector.get_columns(table)},
+            inspector.get_pk_constraint(table),
+            *(
+                sorted(json.dumps(one, sort_keys=True, default=str) for one in found(table))
+                for found in (inspector.get_indexes, inspector.get_foreign_keys, inspector.get_unique_constraints)
+            ),
+        )
+        for table in inspector.get_table_names()
+        if table != "alembic_version"
+    }
+
+
+def test_migrations_make_exactly_the_declared_schema(ledger, empty_database_url):
     with ledger.engine.connect() as connection:
         assert compare_metadata(MigrationContext.configure(connection), Base.metadata) == []
         indexes = {index["name"]: index for index in inspect(connection).get_indexes("requests")}
-    where = str(indexes["uq_requests_open_digest"]["dialect_options"]["sqlite_where"])
-    assert sorted(where.split("'")[1::2]) == sorted(CLOSED)
+    options = indexes["uq_requests_open_digest"]["dialect_options"]
+    assert sorted(str(options[f"{ledger.engine.dialect.name}_where"]).split("'")[1::2]) == sorted(CLOSED)
+    declared = connect(empty_database_url())
+    Base.metadata.create_all(declared)
+    assert described(ledger.engine) == described(declared)
+    declared.dispose()
 
 
-def test_many_can_open_a_new_ledger_at_once(url):
+def test_migrations_go_down_to_nothing_and_up_again(ledger):
+    before = described(ledger.engine)
+    config = Config()
+    config.set_main_option("script_location", "genrec.requests:migrations")
+    for move, left in (
+        (lambda: command.downgrade(config, "base"), {}),
+        (lambda: command.upgrade(config, "head"), before),
+    ):
+        with writing(ledger.engine) as session:
+            config.attributes["connection"] = session.connection()
+            move()
+        assert described(ledger.engine) == left
+
+
+def test_many_can_open_a_new_ledger_at_once(empty_database_url):
+    url = empty_database_url()
     with ThreadPoolExecutor(12) as pool:
         ledgers = list(pool.map(lambda _: Ledger(url, KEY, RequestParams()), range(12)))
     assert all(one.requests() == [] for one in ledgers)
+    for one in ledgers:
+        one.engine.dispose()
 
 
-def test_the_file_is_the_owners_and_every_connection_is_strict(ledger, tmp_path):
+def test_the_file_is_the_owners_and_every_connection_is_strict(sqlite_ledger, tmp_path):
+    ledger = sqlite_ledger
     assert stat.S_IMODE((tmp_path / "var" / "ledger.db").stat().st_mode) == 0o600
     with ledger.engine.connect() as connection:
         pragma = {
@@ -209,6 +248,8 @@ def test_eight_threads_submitting_the_same_make_one_request(url, ledger):
         found = set(pool.map(lambda one: one.submit(USER, KNOWN, now=NOW, idempotency_key="k").id, ledgers))
     assert len(found) == 1
     assert (rows(ledger, RequestRow), rows(ledger, AuditRow)) == (1, 1)
+    for one in ledgers:
+        one.engine.dispose()
 
 
 def test_the_database_itself_refuses_a_second_open_request(ledger):
@@ -353,8 +394,9 @@ def test_unknown_ids_are_named(ledger):
         ledger.stage("b-0")
 
 
-def test_raw_ids_show_in_no_repr_and_leave_the_disk_when_requests_close(ledger, tmp_path):
+def test_raw_ids_show_in_no_repr_and_leave_the_disk_when_requests_close(sqlite_ledger, tmp_path):
     """Rows that grow while they close make SQLite split pages, which leaves copies that `secure_delete` misses."""
+    ledger = sqlite_ledger
     people = [f"person-{i}-{'x' * (i * 37 % 40)}" for i in range(120)]
     known = dataclasses.replace(KNOWN, users=people)
     opened = []

@@ -1,0 +1,294 @@
+"""`genrec doctor`: each part of a workspace in one line, with what to do about it. It changes nothing.
+
+A check looks at one part alone, so that one broken part does not hide another.
+"""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Literal
+
+import httpx
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Engine, select
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import Session
+
+from genrec.config import Workspace
+from genrec.data.version import data_version
+from genrec.errors import DataError, GenrecError
+from genrec.requests import audit, certificates
+from genrec.requests.database import connect
+from genrec.requests.schema import BatchRow, LeaseRow, RequestRow
+from genrec.requests.states import CLOSED
+
+FREE_BYTES = 2 * 10**9  # less free disk than this is broken
+TIMEOUT_S = 5
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One part: `ok`, `warning` (it works, look at it soon) or `broken`; says what it is, and the remedy unless ok."""
+
+    part: str
+    state: Literal["ok", "warning", "broken"]
+    says: str
+    remedy: str = ""
+
+
+def examine(workspace: Workspace, now: datetime) -> list[Finding]:
+    """Every check on the workspace."""
+    return [found for part in CHECKS for found in look_at(part, workspace, now)]
+
+
+def look_at(part: str, workspace: Workspace, now: datetime) -> list[Finding]:
+    """The findings about one part of CHECKS."""
+    try:
+        return [Finding(part, *said) for said in CHECKS[part](workspace, now)]
+    except (GenrecError, SQLAlchemyError) as error:
+        return [Finding(part, "broken", f"{type(error).__name__}: {error}".splitlines()[0], REMEDIES[part])]
+
+
+Said = Iterator[tuple[str, ...]]
+
+
+def _files(workspace: Workspace, _now: datetime) -> Said:
+    missing = [name for name in ("params.yaml", "dvc.yaml", ".dvc") if not (workspace.root / name).exists()]
+    if missing:
+        yield (
+            "broken",
+            f"{workspace.root.name} has no {', '.join(missing)}",
+            "Set GENREC_HOME, or make one: genrec init DIR",
+        )
+    else:
+        yield "ok", "params.yaml, dvc.yaml and .dvc are there"
+
+
+def _params(workspace: Workspace, _now: datetime) -> Said:
+    workspace.params()
+    yield "ok", "every key is known and in range"
+
+
+def _data(workspace: Workspace, _now: datetime) -> Said:
+    version = data_version(workspace.data_pin)
+    changed = _dvc(workspace, "status", "--json", "data.dvc")
+    if changed:
+        yield (
+            "broken",
+            f"data/ is not version {version} of data.dvc",
+            "Put it back: dvc checkout data.dvc (or genrec night)",
+        )
+    else:
+        yield "ok", f"data/ is version {version}"
+
+
+def _remote(workspace: Workspace, _now: datetime) -> Said:
+    if not _dvc_output(workspace, "remote", "list").strip():
+        yield "ok", "no DVC remote is configured"
+    elif _dvc(workspace, "status", "--cloud", "--json", "data.dvc"):
+        yield "warning", "the DVC remote does not hold this data version, or is not there", "Send it: dvc push"
+    else:
+        yield "ok", "the DVC remote holds this data version"
+
+
+def _dvc(workspace: Workspace, *arguments: str) -> dict:
+    return json.loads(_dvc_output(workspace, *arguments))
+
+
+def _dvc_output(workspace: Workspace, *arguments: str) -> str:
+    command = [sys.executable, "-m", "dvc", *arguments]
+    done = subprocess.run(command, cwd=workspace.root, capture_output=True, text=True)
+    if done.returncode:
+        said = next((line for line in done.stderr.splitlines() if line.startswith("ERROR")), "see its output")
+        raise DataError(f"`dvc {' '.join(arguments)}` failed: {said}")
+    return done.stdout
+
+
+def _champion(workspace: Workspace, _now: datetime) -> Said:
+    if workspace.mlflow_uri.startswith("http") and (refused := _unreachable(f"{workspace.mlflow_uri}/health")):
+        yield "broken", f"the MLflow server {refused}", "Start it, or correct GENREC_MLFLOW_URI"
+        return
+    if workspace.settings.mlflow_uri is None and not (workspace.mlruns / "mlflow.db").exists():
+        yield "broken", "no model was registered yet", "Train one: genrec train"
+        return
+    from genrec.night import open_registry
+
+    registry = open_registry(workspace)
+    champion = registry.champion()
+    registry.bundle(champion.number)
+    yield "ok", f"version {champion.number} loads, its hashes agree"
+
+
+def _ledger(workspace: Workspace, _now: datetime) -> Said:
+    engine = _existing(workspace)
+    if engine is None:
+        yield "ok", "no ledger yet; the first request makes it"
+        return
+    newest = ScriptDirectory(str(Path(__file__).parent / "requests" / "migrations")).get_current_head()
+    with engine.connect() as connection:
+        current = MigrationContext.configure(connection).get_current_revision()
+    if current == newest:
+        yield "ok", f"reachable, at the newest schema {newest}"
+    else:
+        yield "broken", f"its schema is {current}, not {newest}", "Upgrade it: genrec requests list (keep a backup)"
+
+
+def _audit(workspace: Workspace, _now: datetime) -> Said:
+    engine = _existing(workspace)
+    yield "ok", f"{audit.verify_chain(engine) if engine else 0} rows, the chain is whole"
+
+
+def _existing(workspace: Workspace) -> Engine | None:
+    """The ledger's engine; None where an SQLite file is still to be made."""
+    url = make_url(workspace.ledger_url)
+    if url.get_backend_name() == "sqlite" and not Path(url.database or "").exists():
+        return None
+    return connect(workspace.ledger_url)
+
+
+def _keys(workspace: Workspace, _now: datetime) -> Said:
+    signing = workspace.settings.signing_key
+    if signing is None:
+        yield "warning", "certificates are not signed", "Set GENREC_SIGNING_KEY to an Ed25519 key in PEM"
+    else:
+        certificates.load_signing_key(signing)
+        yield _secret(signing)
+    if workspace.settings.pseudonym_key is None and (workspace.var / "pseudonym.key").exists():
+        yield _secret(workspace.var / "pseudonym.key")
+
+
+def _secret(path: Path) -> tuple[str, ...]:
+    mode = path.stat().st_mode & 0o777
+    if mode & 0o077:
+        return (
+            "broken",
+            f"{path.name} has mode {mode:o}: others can read it",
+            f"chmod 600 {path.name}, and think of a new key",
+        )
+    return "ok", f"{path.name} is for its owner only"
+
+
+def _disk(workspace: Workspace, _now: datetime) -> Said:
+    free = shutil.disk_usage(workspace.root).free
+    if free < FREE_BYTES:
+        yield "broken", f"{free / 1e9:.1f} GB free", "Free some: genrec purge run, or a bigger disk"
+    else:
+        yield "ok", f"{free / 1e9:.0f} GB free"
+
+
+def _requests(workspace: Workspace, now: datetime) -> Said:
+    soon = now + timedelta(days=workspace.params().requests.alert_days)
+    due = {}
+    for request_id, at in _query(
+        workspace, select(RequestRow.id, RequestRow.due_at).where(RequestRow.state.not_in(CLOSED))
+    ):
+        due[request_id] = at
+    overdue = [request for request, at in due.items() if at <= now]
+    near = [request for request, at in due.items() if now < at <= soon]
+    if overdue:
+        yield "broken", f"{len(overdue)} overdue: {' '.join(overdue[:5])}", "Serve them: genrec night"
+    if near:
+        yield "warning", f"{len(near)} due soon: {' '.join(near[:5])}", "Serve them: genrec night"
+    if not overdue and not near:
+        yield "ok", f"{len(due)} open, none near its due date"
+
+
+def _lease(workspace: Workspace, now: datetime) -> Said:
+    held = _query(workspace, select(LeaseRow.holder, LeaseRow.expires_at).where(LeaseRow.expires_at > now))
+    if not held:
+        yield "ok", "nobody holds it"
+    for holder, expires in held:
+        if _dead(holder):
+            wait = (expires - now).total_seconds()
+            yield "broken", f"held by {holder!r}, which is dead", f"Wait {wait:.0f} s, then genrec night takes it over"
+        else:
+            yield "ok", f"held by {holder!r} until {expires:%H:%M:%S} UTC"
+
+
+def _dead(holder: str) -> bool:
+    """Whether a holder (`<what> <host> <pid>`) of this host has no process any more."""
+    _, host, pid = holder.rsplit(" ", 2)
+    if host != socket.gethostname():
+        return False
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return False
+
+
+def _last_night(workspace: Workspace, now: datetime) -> Said:
+    query = select(BatchRow.id, BatchRow.stage, BatchRow.outcome, BatchRow.closed_at, BatchRow.details)
+    last = next(iter(_query(workspace, query.order_by(BatchRow.claimed_at.desc()).limit(1))), None)
+    if last is None:
+        yield "ok", "there was no night with requests yet"
+    elif last.closed_at is None:
+        running = _query(workspace, select(LeaseRow.name).where(LeaseRow.expires_at > now))
+        said = f"{last.id} is open at the stage {last.stage!r}"
+        yield (
+            ("ok", f"{said}, somebody works on it")
+            if running
+            else ("broken", f"{said}, nobody works on it", "genrec night")
+        )
+    elif last.outcome == "failed":
+        said = f"{last.id} is {last.details['outcome']}, the champion stayed"
+        yield "broken", said, f"Read reports/nights/{last.id}/index.html, then genrec night"
+    else:
+        yield "ok", f"{last.id} was {last.outcome} at {last.closed_at:%Y-%m-%d %H:%M} UTC"
+
+
+def _query(workspace: Workspace, query) -> list:
+    engine = _existing(workspace)
+    if engine is None:
+        return []
+    with Session(engine) as session:
+        return session.execute(query).all()
+
+
+def _prefect(workspace: Workspace, _now: datetime) -> Said:
+    url, deployment = os.environ.get("PREFECT_API_URL"), workspace.settings.gpu_deployment
+    if url is None:
+        if deployment:
+            yield "broken", f"GENREC_GPU_DEPLOYMENT is {deployment} without a server", "Set PREFECT_API_URL"
+        else:
+            yield "ok", "no server is configured; flows run in the process that starts them"
+    elif refused := _unreachable(f"{url}/health"):
+        yield "broken", f"the Prefect server {refused}", "Start it, or correct PREFECT_API_URL"
+    elif deployment and _unreachable(f"{url}/deployments/name/{deployment}"):
+        yield "broken", f"the server has no deployment {deployment}", "Make it: genrec deploy"
+    else:
+        yield "ok", "the server answers"
+
+
+def _unreachable(url: str) -> str:
+    """Why `url` does not answer with success, or ""."""
+    try:
+        answer = httpx.get(url, timeout=TIMEOUT_S)
+    except httpx.HTTPError as error:
+        return f"does not answer ({type(error).__name__})"
+    return "" if answer.is_success else f"answers {answer.status_code}"
+
+
+CHECKS: dict[str, Callable[[Workspace, datetime], Said]] = {
+    "workspace": _files, "params": _params, "data": _data, "remote": _remote, "champion": _champion,
+    "ledger": _ledger, "audit": _audit, "keys": _keys, "disk": _disk, "requests": _requests, "lease": _lease,
+    "last night": _last_night, "prefect": _prefect,
+}  # fmt: skip
+REMEDIES = {
+    "params": "Correct params.yaml", "data": "genrec data fetch SOURCE", "remote": "Correct it: dvc remote modify",
+    "champion": "Go back to another version: genrec models rollback", "keys": "Correct GENREC_SIGNING_KEY",
+    "ledger": "Correct GENREC_LEDGER_URL, or start the database", "audit": "Compare with a backup of the ledger",
+    "requests": "See the lines `params` and `ledger`", "lease": "See the line `ledger`",
+    "last night": "See the line `ledger`",
+}  # fmt: skip

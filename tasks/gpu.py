@@ -1,0 +1,35 @@
+"""Training and unlearning on another worker: the flow only waits.
+
+With GENREC_GPU_DEPLOYMENT set, a task hands its step to that deployment (flow `gpu`, on the pool `gpu`) and then reads
+what the step left in the workspace, which both workers mount at the same path. Without it, it does the work itself.
+"""
+
+from prefect.deployments import run_deployment
+
+from genrec.config import Workspace
+from genrec.errors import GenrecError
+
+TRIES = 3
+POLL_S = 2
+
+
+def on_gpu(workspace: Workspace, step: str, key: str, **arguments) -> bool:
+    """Run a step of `flows.gpu` on the GPU worker and wait for its end; False, at once, when there is none.
+
+    `key` names the work: asked again (by the night after a crash), the run under way is waited for, and one whose
+    worker died is started anew. Raises GenrecError when the step failed, or its worker died TRIES times.
+    """
+    deployment = workspace.settings.gpu_deployment
+    if deployment is None:
+        return False
+    parameters = {"home": str(workspace.root), "step": step, "arguments": arguments}
+    for number in range(TRIES):
+        name = f"{step} {key} {number}"
+        run = run_deployment(
+            deployment, parameters=parameters, flow_run_name=name, idempotency_key=name, poll_interval=POLL_S
+        )
+        if run.state.is_completed():
+            return True
+        if not (run.state.is_crashed() or run.state.is_cancelled()):
+            break
+    raise GenrecError(f"{name} on {deployment} is {run.state.name}. See flow run {run.id} in Prefect.")

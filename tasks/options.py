@@ -1,0 +1,20 @@
+"""How tasks are run: which are tried again, and how long one may take.
+
+Nothing is cached: what a step has done is on disk, in MLflow or in the ledger, and a repeat reads it there.
+"""
+
+from prefect.cache_policies import NO_CACHE
+
+from genrec.errors import GenrecError
+
+LIMIT_S = 12 * 3600
+
+
+def transient(_task, _run, state) -> bool:
+    """Whether another try may help: a refusal (GenrecError) is an answer, anything else may be a lost connection."""
+    return not isinstance(state.result(raise_on_failure=False), GenrecError)
+
+
+ONCE = {"cache_policy": NO_CACHE}
+SAFE = {"cache_policy": NO_CACHE, "retries": 2, "retry_delay_seconds": 5, "retry_condition_fn": transient}
+LONG = {"cache_policy": NO_CACHE, "timeout_seconds": LIMIT_S}

@@ -1,0 +1,17 @@
+"""The purge as a task."""
+
+from datetime import datetime
+
+from prefect import task
+
+from genrec import purge
+from genrec.config import Workspace
+from tasks.objects import dvc_objects
+from tasks.options import SAFE
+
+
+@task(**SAFE)
+def run(workspace: Workspace, now: str) -> dict:
+    """List what still holds somebody forgotten, remove what is due at `now` (ISO 8601)."""
+    with dvc_objects(workspace) as objects:
+        return purge.run(workspace, objects, datetime.fromisoformat(now))

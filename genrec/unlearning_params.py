@@ -27,9 +27,9 @@ class UcanPlusParams(Section):
     contrast_rows: int = Field(48, ge=1, description="rows of either side that the contrast is taken on")
     forget_weight: float = Field(0.5, gt=0, description="lambda")
     forget_rise: float = Field(
-        0.06, gt=0, description="how much less likely a forgotten row becomes at most, nat/token; see genrec calibrate"
+        0.06, gt=0, description="how much less likely a forgotten row becomes, nat/token; see genrec calibrate"
     )
-    steps: int = Field(30, ge=1)
+    steps: int = Field(25, ge=1)
     batch_tokens: int = Field(3200, ge=64, description="tokens per step of either side, padding counted")
     learning_rate: float = Field(1e-3, gt=0, description="peak of the warm-up and cosine schedule (AdamW)")
 

@@ -88,7 +88,7 @@ def users(result: dict) -> str:
 def concepts(result: dict) -> str:
     lines = markdown(
         "concept", "method", "SH@10", "target mass", "test NLL increase", "NDCG@10 ratio", "collateral",
-        "seconds (share)", "verdict", "gates not passed",
+        "relearned over retrained", "the same on its SIDs", "seconds (share)", "verdict", "gates not passed",
     )  # fmt: skip
     for row in result["table"]:
         f = row.get("figures")
@@ -100,6 +100,8 @@ def concepts(result: dict) -> str:
             f"| {row['label']} | `{row['method']}` | {figure(f['sh@10 ' + row['label']], 4)} "
             f"| {figure(f['target mass'], 4)} | {figure(f['test NLL increase'])} | {figure(f['ndcg@10 ratio'])} "
             f"| {figure(f['test NLL increase, sharing SID tokens'])} "
+            f"| {figure(f.get('relearning gains over retrained'))} "
+            f"| {figure(f.get('relearning gains over retrained, same SIDs'))} "
             f"| {cost(row)} | {counts(row['verdicts'])} "
             f"| {'; '.join(missed)} |"
         )

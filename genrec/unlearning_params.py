@@ -27,9 +27,9 @@ class UcanPlusParams(Section):
     contrast_rows: int = Field(48, ge=1, description="rows of either side that the contrast is taken on")
     forget_weight: float = Field(0.5, gt=0, description="lambda")
     forget_rise: float = Field(
-        0.06, gt=0, description="how much less likely a forgotten row becomes at most, nat/token; see genrec calibrate"
+        0.06, gt=0, description="how much less likely a forgotten row becomes, nat/token; see genrec calibrate"
     )
-    steps: int = Field(30, ge=1)
+    steps: int = Field(25, ge=1)
     batch_tokens: int = Field(3200, ge=64, description="tokens per step of either side, padding counted")
     learning_rate: float = Field(1e-3, gt=0, description="peak of the warm-up and cosine schedule (AdamW)")
 
@@ -37,13 +37,13 @@ class UcanPlusParams(Section):
 class TracerParams(Section):
     """TRACER, arXiv 2606.07688."""
 
-    steps: int = Field(70, ge=1, description="at least; every forget row is used")
+    steps: int = Field(60, ge=1, description="batches grow so that every forget row is used within them")
     batch_tokens: int = Field(
         4800, ge=64, description="per step: two thirds forget, a sixth coherence, and a quarter of it again retain"
     )
     retain_weight: float = Field(4.0, ge=0, description="weight of L_R, the divergence from the start model")
     learning_rate: float = Field(2e-4, gt=0, description="adapter (AdamW)")
-    phi_learning_rate: float = Field(0.05, gt=0, description="assignment scores, in units of tau (AdamW)")
+    phi_learning_rate: float = Field(0.08, gt=0, description="assignment scores, in units of tau (AdamW)")
     forget_weight: float = Field(0.1, ge=0, description="l1")
     coherence_weight: float = Field(0.05, ge=0, description="l2")
     score_weight: float = Field(1e-3, ge=0, description="l3")
@@ -53,8 +53,7 @@ class TracerParams(Section):
     tolerance: float | None = Field(
         None, description="it may stop with retained users' validation NLL at most so much over the start; null: never"
     )
-    repair_steps: int = Field(40, ge=1, description="retain-only steps of the `tracer_repair` rung")
-    repair_rate: float = Field(5e-4, gt=0, description="peak learning rate of the repair's cosine schedule")
+    repair_steps: int = Field(40, ge=1, description="further steps after the commit in the `tracer_repair` rung")
 
 
 class HardPruneParams(Section):

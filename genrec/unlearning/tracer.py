@@ -10,10 +10,12 @@ Selective update of phi alone: M = 1[rho_l(k) > E_q rho_l] * 1[dL_F/dphi > 0], r
 code k at level l, the gradient of L_F in its own pass. Trainable: adapter and phi; backbone and codebooks are frozen.
 Commit: s_i^l = argmax_k q_phi with new dedup digits.
 
-Ours: tau starts as the median top-2 gap of squared distances (at the published .005 phi cannot move) and sharpens over
-the run, so that the soft likelihood that is pushed down ends as the hard one that is served; L_F stops pushing an item
-once it is `forget_margin` nat less likely than a uniform guess; AdamW, with a rate that falls over the second half,
-stopped early on retained users' validation NLL where `tolerance` is set; a code already reassigned by an earlier
+Ours: tau starts as the median top-2 gap of squared distances (at the published .005 phi cannot move) and sharpens up to
+the commit. The commit comes after `SETTLE` of the steps, and the rest pushes down the SIDs that will be served, dedup
+digit included: what is unlikely softly need not be so in the end. Every concept item leaves its SID, by phi or else by
+its runner-up code: one item that kept a well-learned SID was all that was left of some concepts. L_F stops pushing an
+item once it is `forget_margin` nat less likely than a uniform guess. AdamW, with a rate that falls after the commit,
+stopped early on retained users' validation NLL where `tolerance` is set. A code already reassigned by an earlier
 request keeps its place at phi = 0 through a fixed offset. L_R is the divergence KL(p_start || p) instead of the labels'
 NLL: it has far less noise and keeps several times more of the ranking. L_R is taken on retained histories and L_Coh on
 histories whose concept items are all replaced by near ones (one pass serves every concept target of a row), so they
@@ -29,27 +31,26 @@ from torch import nn
 from torch.nn import functional as F
 
 from genrec.data.sequences import VALID
-from genrec.errors import UnlearningError
+from genrec.errors import DataError, UnlearningError
 from genrec.evaluation.ranking import Cases, held_out, target_nll
 from genrec.models.adapter import Adapter, adapted_model, adapter_state
 from genrec.sid.quantise import Codebooks, residuals_along, squared_distances
 from genrec.sid.table import SidTable, reassign
 from genrec.training.base import nearest_items
-from genrec.training.loop import Optimisation, train
-from genrec.training.rows import Row, batch_loss, bucketed, collate, shifted_chunks, token_batches, token_losses, whole
+from genrec.training.rows import Row, bucketed, collate, shifted_chunks, token_batches, token_losses, whole
 from genrec.unlearning.descent import reference_model, start_adapter, staying_histories
 from genrec.unlearning.graddiff import kl_from
 from genrec.unlearning.problem import Method, Outcome, Problem
 from genrec.unlearning.retrain import retrain_rows
 
 SETTLE = 0.6
-"""Share of the steps after which tau is at its sharpest and the learning rate nearly gone: from here it may stop."""
+"""Share of the steps after which the new SIDs are committed; the rest settles the adapter on them as served."""
 
-CHECK, VALIDATION_USERS = 16, 100
+CHECK, VALIDATION_USERS = 8, 100
 """Steps between two looks at the validation NLL, and on how many retained users."""
 
 FORGOTTEN = 0.98
-"""Share of concept targets that lie at the floor of L_F before it may stop."""
+"""Share of concept targets that must be less likely than a uniform guess before it may stop."""
 
 MARGIN = 1e-3
 """By how much, in units of tau, a stored code beats every other one at phi = 0."""
@@ -71,7 +72,11 @@ class SoftSids:
 
     def q(self, phi: torch.Tensor, sharpness: float = 1.0) -> torch.Tensor:
         """q_phi float32 [concept, L, K] at temperature tau / sharpness; `phi` is in units of tau."""
-        return (sharpness * (self.logits0 / self.tau[:, None] + phi)).softmax(-1)
+        return (sharpness * self.scores(phi)).softmax(-1)
+
+    def scores(self, phi: torch.Tensor) -> torch.Tensor:
+        """log q_phi up to a constant for each item and level, at temperature tau: float32 [concept, L, K]."""
+        return self.logits0 / self.tau[:, None] + phi
 
 
 def soft_sids(table: SidTable, items: np.ndarray, embeddings: np.ndarray, codebooks: Codebooks) -> SoftSids:
@@ -197,20 +202,56 @@ def validation_nll(problem: Problem, model: nn.Module, cases: Cases) -> float:
     return value
 
 
+def commit(table: SidTable, items: np.ndarray, scores: torch.Tensor) -> tuple[SidTable, float]:
+    """Every concept item on a new SID, and the share of them that phi moved by itself.
+
+    scores float32 [concept, L, K] as in `SoftSids.scores`. An item that phi left where it was takes one runner-up code,
+    at the level where that is nearest to winning: the model was trained to say the old SID, and nothing may be left
+    there to be said. Raises UnlearningError when a prefix has no dedup digit left.
+    """
+    stored = torch.from_numpy(table.sids[items, :-1]).long()
+    codes = scores.argmax(-1)
+    moved = (codes != stored).any(1)
+    behind = scores - scores.gather(-1, stored[..., None])
+    nearest, runner_up = behind.scatter(-1, stored[..., None], -torch.inf).max(-1)
+    left = torch.nonzero(~moved)[:, 0]
+    level = nearest[left].argmax(1)
+    codes[left, level] = runner_up[left, level]
+    try:
+        return reassign(table, items, codes.numpy().astype(np.int32)), float(moved.float().mean())
+    except DataError as error:
+        raise UnlearningError(f"TRACER's new SIDs do not fit: {error}") from error
+
+
+def one_hot(table: SidTable, items: np.ndarray, codes: int) -> torch.Tensor:
+    """q of the SIDs as they are, float32 [concept, L, K]: with it the soft forward is the model that is served."""
+    return F.one_hot(torch.from_numpy(table.sids[items, :-1]).long(), codes).float()
+
+
+def coherence(model: nn.Module, rows: Sequence[tuple[Row, np.ndarray]], table: SidTable) -> torch.Tensor:
+    """L_Coh: mean NLL (nat) of the near items that stand in the concept items' places. rows: from `replaced`."""
+    batch = collate([row for row, _ in rows], table)
+    nll = token_losses(model, batch).view(len(batch.tokens), -1, table.vocabulary.levels).sum(-1)
+    is_near = torch.zeros_like(nll, dtype=torch.bool)
+    for i, (_, where) in enumerate(rows):
+        is_near[i, : len(where)] = torch.from_numpy(where)
+    return _mean(nll, is_near)
+
+
 def optimise(
-    problem: Problem, model: nn.Module, soft: SoftSids, rows: Rows
-) -> tuple[torch.Tensor, dict[str, float | str]]:
-    """Train the adapter inside `model` and phi; returns phi [concept, L, K] in units of tau.
+    problem: Problem, model: nn.Module, soft: SoftSids, rows: Rows, phi: torch.Tensor, repair_steps: int = 0
+) -> tuple[SidTable, dict[str, float | str]]:
+    """Train the adapter inside `model` and phi (zeros [concept, L, K], in units of tau); returns the committed SIDs.
 
     Each step has two passes: the soft one (L_F: gradients of phi and the adapter) and the hard one (L_R and L_Coh).
-    Once every forget row is used, tau is sharp and the concept lies at its floor, it stops as soon as retained users'
-    validation NLL is back where it began.
+    From `SETTLE` on, the concept's SIDs are the committed ones and phi is done; `repair_steps` come on top, when the
+    concept is at its floor already and what is left to mend is the retained side. With a `tolerance`, once every forget
+    row is used and the concept is unlikely, it stops as soon as retained users' validation NLL is near where it began.
     """
     params, table, window = problem.params.unlearning.tracer, problem.bundle.table, problem.params.architecture.window
-    levels = table.vocabulary.levels
+    levels, codes = table.vocabulary.levels, problem.bundle.codebooks.codes
     rng = np.random.default_rng(problem.seed)
     torch.manual_seed(problem.seed)
-    phi = torch.zeros_like(soft.logits0, requires_grad=True)
     weights = [p for p in model.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(
         [{"params": weights, "lr": params.learning_rate}, {"params": [phi], "lr": params.phi_learning_rate}],
@@ -219,98 +260,84 @@ def optimise(
     concept = np.zeros(len(table.item_ids), bool)
     concept[problem.items] = True
     near = nearest_items(problem.embeddings, params.coherence_items, among=np.flatnonzero(~concept))
-    most, part = 2 * params.batch_tokens // 3, params.batch_tokens // 6
+    forget_tokens = sum(len(row.items) for row in rows.forget) * levels
+    most = max(2 * params.batch_tokens // 3, forget_tokens // params.steps)
     epoch = len(bucketed(rows.forget, levels, most, np.random.default_rng(0)))
     steps = max(params.steps, epoch)  # every forget row is used
     forget_batches = token_batches(rows.forget, levels, most, rng)
-    beside_batches = token_batches(rows.beside, levels, part, rng)
+    beside_batches = token_batches(rows.beside, levels, params.batch_tokens // 6, rng)
     retain_batches = token_batches(shifted_chunks(rows.retain, window, rng), levels, params.batch_tokens // 4, rng)
-    floor = -(np.log(len(table.item_ids)) + params.forget_margin)
+    guess = -np.log(len(table.item_ids))
+    floor = guess - params.forget_margin
     reference = reference_model(problem)
-    settle, may_stop = round(SETTLE * steps), params.tolerance is not None
+    settle, may_stop = int(SETTLE * steps), params.tolerance is not None
+    steps += repair_steps
     if may_stop:
         validation = validation_cases(problem)
         began = validation_nll(problem, model, validation)
-    last: dict[str, float | str] = {}
-    at_floor: list[float] = []
+    figures: dict[str, float | str] = {}
+    unlikely: list[float] = []
     for step in range(steps):
-        due = may_stop and step >= max(epoch, settle) and (step - settle) % CHECK == 0
-        if due and np.mean(at_floor[-CHECK:]) >= FORGOTTEN:
-            now = validation_nll(problem, model, validation)
-            last["validation_nll_increase"] = now - began
-            if now <= began + params.tolerance:
+        if may_stop and step >= max(epoch, settle + CHECK) and (step - settle) % CHECK == 0:
+            figures["validation_nll_increase"] = validation_nll(problem, model, validation) - began
+            if np.mean(unlikely[-CHECK:]) >= FORGOTTEN and figures["validation_nll_increase"] <= params.tolerance:
                 steps = step
                 break
-        optimiser.param_groups[0]["lr"] = params.learning_rate * min(1.0, 2 * (1 - step / steps))
-        q = soft.q(phi, params.sharpen ** min(1.0, step / settle))
+        optimiser.param_groups[0]["lr"] = params.learning_rate * min(1.0, (steps - step) / (steps - settle))
+        if step < settle:
+            q = soft.q(phi, params.sharpen ** (step / settle))
+        elif step == settle:
+            before = concept_log_p(model, rows, table, soft, soft.q(phi.detach(), params.sharpen))
+            table, figures["moved_by_phi_share"] = commit(table, problem.items, soft.scores(phi.detach()))
+            q = one_hot(table, problem.items, codes)
+            figures["hard_minus_soft_log_p"] = concept_log_p(model, rows, table, soft, q) - before
         log_p, is_forget, _ = soft_forward(model, next(forget_batches), table, soft, q)
         loss_f = _mean(log_p.clamp(min=floor), is_forget)
-        at_floor.append((log_p[is_forget] <= floor).float().mean().item())
-        gradient_f, *gradients = torch.autograd.grad(loss_f, [phi, *weights])
-
-        beside = [replaced(row, concept, near, rng) for row in next(beside_batches)]
-        batch = collate([row for row, _ in beside], table)
-        nll = token_losses(model, batch).view(len(batch.tokens), -1, levels).sum(-1)
-        is_near = torch.zeros_like(nll, dtype=torch.bool)
-        for i, (_, where) in enumerate(beside):
-            is_near[i, : len(where)] = torch.from_numpy(where)
-        loss_c = _mean(nll, is_near)
+        unlikely.append((log_p[is_forget] <= guess).float().mean().item())
+        gradients = torch.autograd.grad(loss_f, [*weights, phi] if step < settle else weights)
+        loss_c = coherence(model, [replaced(row, concept, near, rng) for row in next(beside_batches)], table)
         loss_r = kl_from(reference, model, collate(next(retain_batches), table))
         optimiser.zero_grad()
         (params.retain_weight * loss_r + params.coherence_weight * loss_c).backward()
-        for weight, gradient in zip(weights, gradients, strict=True):
+        for weight, gradient in zip(weights, gradients, strict=False):
             weight.grad += params.forget_weight * gradient
-        with torch.no_grad():
-            expected = (q * soft.rho).sum(-1, keepdim=True)
-            open_ = (soft.rho > expected) & (gradient_f > 0)
-            score = params.score_weight * phi.sign() / len(problem.items)
-            phi.grad = (params.forget_weight * gradient_f + score) * open_
+        if step < settle:
+            open_ = (soft.rho > (q * soft.rho).sum(-1, keepdim=True)) & (gradients[-1] > 0)
+            score = params.score_weight * phi.detach().sign() / len(problem.items)
+            phi.grad = ((params.forget_weight * gradients[-1] + score) * open_).detach()
         nn.utils.clip_grad_norm_(weights, problem.params.train.clip_norm)
         optimiser.step()
-        last |= {"retained_kl": loss_r.item(), "forget_log_p_per_item": loss_f.item()}
+        figures |= {"retained_kl": loss_r.item(), "forget_log_p_per_item": loss_f.item()}
         if not np.isfinite(loss_r.item() + loss_f.item()):
             raise UnlearningError("TRACER's loss is not finite. Lower unlearning.tracer.learning_rate.")
-    return phi.detach(), {"steps": steps, **last}
+    return table, {"steps": steps, "unlikely_share": unlikely[-1], **figures}
 
 
-def repair(problem: Problem, model: nn.Module, table: SidTable) -> None:
-    """A few retain-only steps on the committed SIDs, on the retained data version."""
-    params, rng = problem.params.unlearning.tracer, np.random.default_rng([problem.seed, 1])
-    rows = shifted_chunks(retrain_rows(problem), problem.params.architecture.window, rng)
-    batches = token_batches(rows, table.vocabulary.levels, params.batch_tokens, rng)
-    section = problem.params.train
-    optimisation = Optimisation(params.repair_rate, 0.0, 0.1, section.clip_norm, problem.seed)
-    drawn = [collate(next(batches), table) for _ in range(params.repair_steps)]
-    train(model, 1, lambda _: drawn, batch_loss, optimisation)
+@torch.no_grad()
+def concept_log_p(model: nn.Module, rows: Rows, table: SidTable, soft: SoftSids, q: torch.Tensor) -> float:
+    """Mean log p (nat per item) of the concept's items in a sample of the forget rows."""
+    model.eval()
+    log_p, is_forget, _ = soft_forward(model, rows.forget[:64], table, soft, q)
+    model.train()
+    return float(_mean(log_p, is_forget))
 
 
-def tracer(problem: Problem, with_repair: bool = False) -> Outcome:
+def tracer(problem: Problem, repair_steps: int = 0) -> Outcome:
     """Run and commit the new SIDs in the returned bundle. Raises UnlearningError when no item moved."""
     bundle = problem.bundle
     start = start_adapter(problem)
     model = adapted_model(bundle.backbone, start, dropout=problem.params.train.dropout).train()
     soft = soft_sids(bundle.table, problem.items, problem.embeddings, bundle.codebooks)
     rows = tracer_rows(problem)
-    phi, diagnostics = optimise(problem, model, soft, rows)
+    phi = torch.zeros_like(soft.logits0, requires_grad=True)
+    table, diagnostics = optimise(problem, model, soft, rows, phi, repair_steps)
     model.eval()
-    q = soft.q(phi, problem.params.unlearning.tracer.sharpen)
-    codes = q.argmax(-1).numpy().astype(np.int32)
-    table = reassign(bundle.table, problem.items, codes)
-    moved = (table.sids[problem.items] != bundle.table.sids[problem.items]).any(1)
-    if not moved.any():
+    if not diagnostics["moved_by_phi_share"]:
         raise UnlearningError(
             "TRACER moved none of the concept's SIDs. Raise unlearning.tracer.phi_learning_rate or steps."
         )
-    with torch.inference_mode():
-        log_p, is_forget, _ = soft_forward(model, rows.forget[:64], bundle.table, soft, q)
-        soft_ll = float(_mean(log_p, is_forget))
-    if with_repair:
-        repair(problem, model, table)
-    with torch.inference_mode():
-        one_hot = F.one_hot(torch.from_numpy(table.sids[problem.items, :-1]).long(), bundle.codebooks.codes).float()
-        log_p, is_forget, _ = soft_forward(model, rows.forget[:64], table, soft, one_hot)
-        gap = float(_mean(log_p, is_forget)) - soft_ll
-    diagnostics |= {"reassigned_share": float(moved.mean()), "hard_minus_soft_log_p": gap}
+    moved = (table.sids[problem.items] != bundle.table.sids[problem.items]).any(1)
+    diagnostics |= {"reassigned_share": float(moved.mean())}
     return Outcome(
         replace(bundle, adapter=Adapter(start.rank, start.alpha, adapter_state(model)), overlays=(), table=table),
         diagnostics,
@@ -318,4 +345,4 @@ def tracer(problem: Problem, with_repair: bool = False) -> Outcome:
 
 
 METHOD = Method("tracer", tracer)
-REPAIRED = Method("tracer_repair", lambda problem: tracer(problem, with_repair=True))
+REPAIRED = Method("tracer_repair", lambda problem: tracer(problem, problem.params.unlearning.tracer.repair_steps))

@@ -9,7 +9,7 @@ import torch
 
 from genrec.audit_params import BenchParams, RelearnParams
 from genrec.bench import matrix, unlearn
-from genrec.bench.candidates import Bench, Case, run
+from genrec.bench.candidates import RELEARNED, Bench, Case, run
 from genrec.bench.erasures import (
     choose_concepts,
     concept_erasures,
@@ -22,6 +22,8 @@ from genrec.bench.plot import write_plot
 from genrec.bench.stream import draw_nights, run_stream
 from genrec.errors import ConfigError, DataError
 from genrec.evaluation.ranking import TOP, held_out
+from genrec.evaluation.statistics import Measure
+from genrec.sid.table import reassign
 from genrec.training.base import train_adapter
 from genrec.training.rows import whole
 
@@ -186,6 +188,18 @@ def cell(method, seed, value, low, high, verdict="PASS"):
         "gates": [gate], "seconds": 2.0 + seed, "share_of_retraining": 0.1, "peak_mib": None,
         "peak_above_start_mib": None,
     }  # fmt: skip
+
+
+def test_relearning_is_compared_on_the_new_sids_too(bench):
+    """The retrained model on other SIDs remembers nothing more than the retrained model on other SIDs."""
+    (erasure,) = concept_erasures(bench.dataset, SMALL, [0], ["Garden"])
+    case = Case(bench, erasure)
+    gold = case.retrained[0]
+    codes = (gold.table.sids[erasure.items, :-1] + 1) % gold.codebooks.codes
+    gains = case.relearn_gains(replace(gold, table=reassign(gold.table, erasure.items, codes)))
+    assert gains[f"{RELEARNED}, same SIDs"] == Measure(0.0, 0.0, 0.0, gains[RELEARNED].n)
+    assert list(case.relearn_gains(gold)) == [RELEARNED]
+    assert case.relearn_gains(gold)[RELEARNED].value == 0
 
 
 def test_the_table_pools_seeds_and_counts_verdicts():

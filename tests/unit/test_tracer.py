@@ -5,7 +5,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from torch.nn import functional as F
 
 from genrec.data.subjects import Subject
 from genrec.errors import UnlearningError
@@ -16,7 +15,16 @@ from genrec.sid.table import SidTable, Vocabulary, reassign
 from genrec.training.base import nearest_items
 from genrec.training.rows import Row, token_nll
 from genrec.unlearning import tracer as module
-from genrec.unlearning.tracer import optimise, repair, replaced, soft_forward, soft_sids, tracer, tracer_rows
+from genrec.unlearning.tracer import (
+    commit,
+    one_hot,
+    optimise,
+    replaced,
+    soft_forward,
+    soft_sids,
+    tracer,
+    tracer_rows,
+)
 from genrec.unlearning.ucan import ucan
 
 CODES, LEVELS = 8, 4
@@ -24,11 +32,6 @@ CODES, LEVELS = 8, 4
 
 def soft_of(bundle, items, embeddings, table=None):
     return soft_sids(table or bundle.table, items, embeddings, bundle.codebooks)
-
-
-def stored(table, items):
-    """The one-hot q of the stored SIDs."""
-    return F.one_hot(torch.from_numpy(table.sids[items, :-1]).long(), CODES).float()
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +64,11 @@ def rows(items, others):
         Row(np.array([o[9], c[3], c[4], o[2], o[30]]), loss_from=3),
         Row(np.array([o[4], o[5], o[6]]), loss_from=1),
     ]
+
+
+def zeros(soft):
+    """phi as a run starts it."""
+    return torch.zeros_like(soft.logits0, requires_grad=True)
 
 
 def random_q(soft, seed=0, scale=2.0):
@@ -174,7 +182,7 @@ def test_the_soft_forward_equals_a_loop_over_tokens(bundle, model, rows, soft):
 
 def test_with_one_hot_q_it_is_the_hard_model(bundle, model, rows, soft, items):
     with torch.no_grad():
-        log_p, *_ = soft_forward(model, rows, bundle.table, soft, stored(bundle.table, items))
+        log_p, *_ = soft_forward(model, rows, bundle.table, soft, one_hot(bundle.table, items, CODES))
     for i, row in enumerate(rows):
         for at in range(len(row.items)):
             only = Row(row.items[: at + 1], loss_from=at)
@@ -183,12 +191,12 @@ def test_with_one_hot_q_it_is_the_hard_model(bundle, model, rows, soft, items):
 
 def test_soft_tokens_act_on_histories_and_on_targets(bundle, model, soft, items, others):
     row = Row(np.array([others[3], items[0], others[7]]))
-    one_hot = stored(bundle.table, items)
+    unchanged = one_hot(bundle.table, items, CODES)
     for level in range(3):
-        changed = one_hot.clone()
+        changed = unchanged.clone()
         changed[0, level] = 1 / CODES
         with torch.no_grad():
-            before, after = (soft_forward(model, [row], bundle.table, soft, q)[0][0] for q in (one_hot, changed))
+            before, after = (soft_forward(model, [row], bundle.table, soft, q)[0][0] for q in (unchanged, changed))
         moved = (after - before).abs() > 1e-3
         assert moved.tolist() == [False, True, True], level
 
@@ -273,9 +281,8 @@ def test_every_forget_row_is_used_although_the_steps_are_few(concept_problem, so
 
     monkeypatch.setattr(module, "soft_forward", forward)
     rows = tracer_rows(problem)
-    _, figures = optimise(problem, problem.bundle.adapted(), soft, rows)
-    assert sorted(seen) == sorted(id(row) for row in rows.forget)
-    assert figures["steps"] > 1
+    optimise(problem, problem.bundle.adapted(), soft, rows, zeros(soft))
+    assert set(seen) == {id(row) for row in rows.forget}
 
 
 # --- whole runs ------------------------------------------------------------------------------------------------------
@@ -297,8 +304,9 @@ def test_the_concept_becomes_unlikely(concept_problem, outcome, bundle):
 def test_concept_items_move_and_retained_ones_never_do(outcome, bundle, items, others):
     before, after = bundle.table.sids, outcome.bundle.table.sids
     np.testing.assert_array_equal(after[others], before[others])
-    share = (after[items] != before[items]).any(1).mean()
-    assert share == outcome.diagnostics["reassigned_share"] > 0
+    assert (after[items, :-1] != before[items, :-1]).any(1).all()
+    assert outcome.diagnostics["reassigned_share"] == 1
+    assert 0 < outcome.diagnostics["moved_by_phi_share"] <= 1
     assert len(np.unique(after, axis=0)) == len(after)
     assert outcome.bundle.table.item_ids == bundle.table.item_ids
     assert sorted(outcome.bundle.index.leaf_item.tolist()) == list(range(len(after)))
@@ -341,7 +349,8 @@ def test_forgetting_stops_pushing_below_a_uniform_guess(concept_problem, small):
 
 def test_only_codes_that_retained_items_favour_are_updated(concept_problem, soft):
     """rho_l(k) > E_q rho_l needs a retained item with that code: phi of any other code stays at zero."""
-    phi, _ = optimise(concept_problem, concept_problem.bundle.adapted(), soft, tracer_rows(concept_problem))
+    phi = zeros(soft)
+    optimise(concept_problem, concept_problem.bundle.adapted(), soft, tracer_rows(concept_problem), phi)
     free = soft.rho == 0
     assert phi.abs().sum() > 0
     assert (phi[:, free] == 0).all()
@@ -352,7 +361,7 @@ def test_only_codes_that_retained_items_favour_are_updated(concept_problem, soft
 def test_phi_alone_is_masked(concept_problem, soft):
     model = concept_problem.bundle.adapted()
     before = {site: layer.lora_B["default"].weight.detach().clone() for site, layer in lora_sites(model).items()}
-    optimise(concept_problem, model, soft, tracer_rows(concept_problem))
+    optimise(concept_problem, model, soft, tracer_rows(concept_problem), zeros(soft))
     assert all((layer.lora_B["default"].weight != before[site]).all() for site, layer in lora_sites(model).items())
 
 
@@ -365,44 +374,64 @@ def test_training_starts_from_the_effective_weights(concept_problem, user_proble
     assert any((state[name] - plain[name]).abs().max() > 0.05 for name in state)
 
 
-def test_repair_trains_on_retained_rows_alone(concept_problem, bundle, small, monkeypatch):
-    params = small(concept_problem.params, "unlearning.tracer", repair_steps=30)
-    problem, seen, model = replace(concept_problem, params=params), [], bundle.adapted()
-    original = module.collate
-    monkeypatch.setattr(module, "collate", lambda rows, table: seen.append(list(rows)) or original(rows, table))
-    weight = model.get_input_embeddings().weight.clone()
-    repair(problem, model, bundle.table)
-    assert len(seen) == 30
-    assert not any(np.isin(row.items, concept_problem.items).any() for rows in seen for row in rows)
-    assert torch.equal(model.get_input_embeddings().weight, weight)
-    assert not model.training
-
-
-def test_the_repaired_rung_starts_from_the_same_reassignment(concept_problem, outcome):
+def test_the_repaired_rung_is_the_same_commit_and_more_steps_on_it(concept_problem, outcome):
     repaired = module.REPAIRED.run(concept_problem)
     np.testing.assert_array_equal(repaired.bundle.table.sids, outcome.bundle.table.sids)
-    before, after = (o.bundle.adapter.state for o in (outcome, repaired))
-    assert any(not torch.equal(before[name], after[name]) for name in before)
+    more = concept_problem.params.unlearning.tracer.repair_steps
+    assert repaired.diagnostics["steps"] == outcome.diagnostics["steps"] + more
+    assert repaired.diagnostics["hard_minus_soft_log_p"] == outcome.diagnostics["hard_minus_soft_log_p"]
+    assert repaired.diagnostics["retained_kl"] != outcome.diagnostics["retained_kl"]
 
 
-def test_the_hard_minus_soft_gap_is_what_commitment_changed(concept_problem, outcome, bundle, soft, monkeypatch):
-    phi, original = [], module.optimise
+def test_an_item_that_phi_left_takes_the_runner_up_that_is_nearest_to_winning(bundle, items, embeddings):
+    """And one that phi moved goes where phi says, at every level."""
+    soft = soft_of(bundle, items, embeddings)
+    phi, stored = torch.zeros_like(soft.logits0), bundle.table.sids[items, :-1]
+    away = (stored[0, 1] + 1) % CODES
+    phi[0, 1, away] = 1e6
+    table, share = commit(bundle.table, items, soft.scores(phi))
+    assert share == pytest.approx(1 / len(items))
+    assert table.sids[items[0], :-1].tolist() == [stored[0, 0], away, stored[0, 2]]
+    scores = soft.scores(phi).numpy()
+    for i in range(1, len(items)):
+        best = max(
+            (scores[i, level, k] - scores[i, level, stored[i, level]], level, k)
+            for level in range(3)
+            for k in range(CODES)
+            if k != stored[i, level]
+        )
+        expected = stored[i].copy()
+        expected[best[1]] = best[2]
+        assert table.sids[items[i], :-1].tolist() == expected.tolist()
 
-    def spy(*arguments):
-        found = original(*arguments)
-        phi.append(found[0])
-        return found
 
-    monkeypatch.setattr(module, "optimise", spy)
-    found, rows = tracer(concept_problem), tracer_rows(concept_problem).forget[:64]
-    sharpen = concept_problem.params.unlearning.tracer.sharpen
-    with torch.no_grad():
-        log_p, is_forget, _ = soft_forward(found.bundle.adapted(), rows, bundle.table, soft, soft.q(phi[0], sharpen))
-    only = [replace(row, skip=~np.isin(row.items, concept_problem.items)) for row in rows]
-    total, count = token_nll(found.bundle.adapted(), only, found.bundle.table)
-    hard = -total.sum() / (count.sum() / LEVELS)
-    gap = hard - log_p[is_forget].mean().item()
-    assert found.diagnostics["hard_minus_soft_log_p"] == pytest.approx(gap, abs=1e-3)
+def test_after_the_commit_the_served_sids_are_pushed_down(concept_problem, soft, monkeypatch):
+    """From the commit on q is one-hot, on the committed table; before it, on the stored one, it is soft."""
+    seen, original = [], module.soft_forward
+
+    def forward(model, rows, table, soft, q):
+        seen.append((table, bool(((q == 0) | (q == 1)).all())))
+        return original(model, rows, table, soft, q)
+
+    monkeypatch.setattr(module, "soft_forward", forward)
+    phi = zeros(soft)
+    rows = tracer_rows(concept_problem)
+    table, figures = optimise(concept_problem, concept_problem.bundle.adapted(), soft, rows, phi)
+    hard = [one_hot for of, one_hot in seen if of is table]
+    before = [one_hot for of, one_hot in seen if of is concept_problem.bundle.table]
+    assert all(hard)
+    assert not any(before)
+    assert len(hard) == figures["steps"] - int(module.SETTLE * figures["steps"]) + 1
+    assert len(hard) + len(before) == figures["steps"] + 2
+
+
+def test_new_sids_without_a_free_dedup_digit_are_an_unlearning_error():
+    """So that the ladder goes on to the next rung."""
+    table = SidTable(("a", "b"), np.array([[1, 0, 0, 0], [2, 0, 0, 0]], np.int32), Vocabulary((8, 8, 8, 1)))
+    scores = torch.zeros(2, 3, CODES)
+    scores[:, 0, 5] = 1.0
+    with pytest.raises(UnlearningError, match="no dedup digit left"):
+        commit(table, np.array([0, 1]), scores)
 
 
 def test_a_later_request_leaves_an_earlier_reassignment_in_place(concept_problem, outcome, night):

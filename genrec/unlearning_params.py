@@ -41,7 +41,7 @@ class TracerParams(Section):
     batch_tokens: int = Field(
         4800, ge=64, description="per step: two thirds forget, a sixth coherence, and a quarter of it again retain"
     )
-    retain_weight: float = Field(4.0, ge=0, description="weight of L_R, the divergence from the start model")
+    retain_weight: float = Field(12.0, ge=0, description="weight of L_R, the divergence from the start model")
     learning_rate: float = Field(2e-4, gt=0, description="adapter (AdamW)")
     phi_learning_rate: float = Field(0.08, gt=0, description="assignment scores, in units of tau (AdamW)")
     forget_weight: float = Field(0.1, ge=0, description="l1")

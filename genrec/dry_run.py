@@ -17,7 +17,6 @@ from genrec.requests.calibrations import Calibration
 from genrec.requests.intake import known_of
 from genrec.requests.router import RETRAIN, route
 from genrec.requests.store import open_ledger
-from genrec.sid.table import SidTable
 
 
 @dataclass(frozen=True)
@@ -64,10 +63,12 @@ def dry_run(workspace: Workspace, subject: Subject, now: datetime) -> DryRun:
         calibration=params.calibration, router=params.router,
     )  # fmt: skip
     seconds, source = _cost(plan.ladder[0], calibrations, registry, champion, bundle.lineage.retrain_s)
-    forgotten = [dataset.item_ids[i] for i in items] if subject.kind in ("concept", "item") else []
+    forgotten = {dataset.item_ids[i] for i in items} if subject.kind in ("concept", "item") else set()
+    gone = [bundle.table.index[item] for item in forgotten & bundle.table.index.keys()]
+    beside = bundle.table.sharing(gone, SHARED_LEVELS).sum() - len(gone)
     return DryRun(
         kind=subject.kind, rows=rows, users=users, items=len(items),
-        sid_neighbours=_neighbours(bundle.table, forgotten), open_request=existing and existing.id,
+        sid_neighbours=int(beside), open_request=existing and existing.id,
         method=plan.ladder[0], reason=plan.reason, expected_s=seconds, expected_from=source,
     )  # fmt: skip
 
@@ -85,16 +86,6 @@ def _covered(dataset: Dataset, subject: Subject) -> tuple[int, int, np.ndarray]:
         rows &= np.isin(dataset.items, named)
     items = np.unique(dataset.items[rows]) if subject.kind == "user" else np.array(named, int)
     return int(rows.sum()), len(np.unique(owner[rows])), items
-
-
-def _neighbours(table: SidTable, forgotten: list[str]) -> int:
-    """Items outside `forgotten` that share at least SHARED_LEVELS SID tokens, dedup digits aside, with one in it."""
-    sids, gone = table.sids[:, :-1], [table.index[item] for item in forgotten if item in table.index]
-    near = np.zeros(len(sids), bool)
-    for item in gone:
-        near |= (sids == sids[item]).sum(1) >= SHARED_LEVELS
-    near[gone] = False
-    return int(near.sum())
 
 
 def _cost(

@@ -74,11 +74,7 @@ class Erased:
 
     def beside(self, bundle: Bundle, items: np.ndarray) -> np.ndarray:
         """The collateral slice, bool [cases]: targets that share SID tokens with `items` in the bundle's own SIDs."""
-        sids = bundle.table.sids[:, :-1]
-        shares = np.zeros(len(sids), bool)
-        for item in items:
-            shares |= (sids == sids[item]).sum(1) >= SHARED_LEVELS
-        return shares[self.cases.targets]
+        return bundle.table.sharing(items, SHARED_LEVELS)[self.cases.targets]
 
 
 @dataclass(frozen=True, eq=False)

@@ -67,6 +67,14 @@ class SidTable:
     def index(self) -> dict[str, int]:
         return {item: i for i, item in enumerate(self.item_ids)}
 
+    def sharing(self, items: Sequence[int], levels: int) -> np.ndarray:
+        """Which items share at least `levels` SID tokens, dedup digits aside, with one of `items`: bool [n]."""
+        codes = self.sids[:, :-1]
+        shares = np.zeros(len(codes), bool)
+        for item in items:
+            shares |= (codes == codes[item]).sum(1) >= levels
+        return shares
+
 
 def dedup_digits(codes: np.ndarray, taken: np.ndarray | None = None) -> np.ndarray:
     """Smallest free digit per row so that (codes, digit) is unique, in row order: int32 [n].

@@ -12,14 +12,15 @@ Commit: s_i^l = argmax_k q_phi with new dedup digits.
 
 Ours: tau starts as the median top-2 gap of squared distances (at the published .005 phi cannot move) and sharpens up to
 the commit. The commit comes after `SETTLE` of the steps, and the rest pushes down the SIDs that will be served, dedup
-digit included: what is unlikely softly need not be so in the end. Every concept item leaves its SID, by phi or else by
-its runner-up code: one item that kept a well-learned SID was all that was left of some concepts. L_F stops pushing an
-item once it is `forget_margin` nat less likely than a uniform guess. AdamW, with a rate that falls after the commit,
-stopped early on retained users' validation NLL where `tolerance` is set. A code already reassigned by an earlier
-request keeps its place at phi = 0 through a fixed offset. L_R is the divergence KL(p_start || p) instead of the labels'
-NLL: it has far less noise and keeps several times more of the ranking. L_R is taken on retained histories and L_Coh on
-histories whose concept items are all replaced by near ones (one pass serves every concept target of a row), so they
-move the adapter alone, and L_F needs no second backward pass for phi's mask.
+digit included: what is unlikely softly need not be so in the end. Every concept item goes to a fresh leaf outside the
+concept's own old branches, as near to what phi says as there is one: an item that kept, or took over, a well-learned
+prefix was all that was left of some concepts. L_F stops pushing an item once it is `forget_margin` nat less likely
+than a uniform guess. AdamW, with a rate that falls after the commit, stopped early on retained users' validation NLL
+where `tolerance` is set. A code already reassigned by an earlier request keeps its place at phi = 0 through a fixed
+offset. L_R is the divergence KL(p_start || p) instead of the labels' NLL: it has far less noise and keeps several
+times more of the ranking. L_R is taken on retained histories and L_Coh on histories whose concept items are all
+replaced by near ones (one pass serves every concept target of a row), so they move the adapter alone, and L_F needs no
+second backward pass for phi's mask.
 """
 
 from collections.abc import Sequence
@@ -203,24 +204,32 @@ def validation_nll(problem: Problem, model: nn.Module, cases: Cases) -> float:
 
 
 def commit(table: SidTable, items: np.ndarray, scores: torch.Tensor) -> tuple[SidTable, float]:
-    """Every concept item on a new SID, and the share of them that phi moved by itself.
+    """Every concept item on a fresh leaf, and the share of them that phi moved by itself.
 
-    scores float32 [concept, L, K] as in `SoftSids.scores`. An item that phi left where it was takes one runner-up code,
-    at the level where that is nearest to winning: the model was trained to say the old SID, and nothing may be left
-    there to be said. Raises UnlearningError when a prefix has no dedup digit left.
+    scores float32 [concept, L, K] as in `SoftSids.scores`. Level by level an item takes its best code that leads
+    neither to codes some item has, nor into a branch that was the concept's alone: the model was trained to say those,
+    and whatever lies there is said. Raises UnlearningError when a prefix has no dedup digit left.
     """
-    stored = torch.from_numpy(table.sids[items, :-1]).long()
-    codes = scores.argmax(-1)
-    moved = (codes != stored).any(1)
-    behind = scores - scores.gather(-1, stored[..., None])
-    nearest, runner_up = behind.scatter(-1, stored[..., None], -torch.inf).max(-1)
-    left = torch.nonzero(~moved)[:, 0]
-    level = nearest[left].argmax(1)
-    codes[left, level] = runner_up[left, level]
+    stored, retained = table.sids[items, :-1], np.delete(table.sids[:, :-1], items, axis=0)
+    levels = stored.shape[1]
+    taken = [_prefixes(stored, n) - _prefixes(retained, n) for n in range(1, levels)]
+    taken.append(_prefixes(stored, levels) | _prefixes(retained, levels))
+    order = scores.argsort(-1, descending=True).tolist()
+    codes = np.empty_like(stored)
+    for i, by_level in enumerate(order):
+        new: tuple[int, ...] = ()
+        for level, best in enumerate(by_level):
+            new += (next((code for code in best if (*new, code) not in taken[level]), best[0]),)
+        codes[i] = new
+    moved = (scores.argmax(-1).numpy() != stored).any(1)
     try:
-        return reassign(table, items, codes.numpy().astype(np.int32)), float(moved.float().mean())
+        return reassign(table, items, codes), float(moved.mean())
     except DataError as error:
         raise UnlearningError(f"TRACER's new SIDs do not fit: {error}") from error
+
+
+def _prefixes(codes: np.ndarray, length: int) -> set[tuple[int, ...]]:
+    return set(map(tuple, codes[:, :length].tolist()))
 
 
 def one_hot(table: SidTable, items: np.ndarray, codes: int) -> torch.Tensor:

@@ -383,26 +383,26 @@ def test_the_repaired_rung_is_the_same_commit_and_more_steps_on_it(concept_probl
     assert repaired.diagnostics["retained_kl"] != outcome.diagnostics["retained_kl"]
 
 
-def test_an_item_that_phi_left_takes_the_runner_up_that_is_nearest_to_winning(bundle, items, embeddings):
-    """And one that phi moved goes where phi says, at every level."""
-    soft = soft_of(bundle, items, embeddings)
-    phi, stored = torch.zeros_like(soft.logits0), bundle.table.sids[items, :-1]
-    away = (stored[0, 1] + 1) % CODES
-    phi[0, 1, away] = 1e6
-    table, share = commit(bundle.table, items, soft.scores(phi))
-    assert share == pytest.approx(1 / len(items))
-    assert table.sids[items[0], :-1].tolist() == [stored[0, 0], away, stored[0, 2]]
-    scores = soft.scores(phi).numpy()
-    for i in range(1, len(items)):
-        best = max(
-            (scores[i, level, k] - scores[i, level, stored[i, level]], level, k)
-            for level in range(3)
-            for k in range(CODES)
-            if k != stored[i, level]
-        )
-        expected = stored[i].copy()
-        expected[best[1]] = best[2]
-        assert table.sids[items[i], :-1].tolist() == expected.tolist()
+def test_a_new_sid_is_the_best_fresh_leaf_outside_the_branches_of_the_concept():
+    """Items 0 and 1 are the concept; 2 and 3 stay. Branch (1, 5) is the concept's alone, (1, 4) is not."""
+    sids = np.array([[1, 5, 2, 0], [1, 4, 3, 0], [1, 4, 6, 0], [2, 0, 0, 0]], np.int32)
+    table = SidTable(("a", "b", "c", "d"), sids, Vocabulary((8, 8, 8, 4)))
+    scores = torch.zeros(2, 3, CODES)
+    scores[0, 0, 1], scores[1, 0, 1] = 9.0, 9.0  # both would stay in branch 1
+    scores[0, 1, 5], scores[0, 1, 4] = 9.0, 8.0  # its own old branch, then the one c keeps alive
+    scores[0, 2, 6], scores[0, 2, 3], scores[0, 2, 7] = 9.0, 8.0, 7.0  # c's leaf, b's old leaf, a fresh one
+    scores[1, 1, 5], scores[1, 1, 7] = 9.0, 8.0  # a's old branch, which nobody staying has; one nobody had
+    scores[1, 2, 2] = 9.0
+    new, share = commit(table, np.array([0, 1]), scores)
+    assert new.sids[:2, :3].tolist() == [[1, 4, 7], [1, 7, 2]]
+    assert share == 1
+    np.testing.assert_array_equal(new.sids[2:], sids[2:])
+
+
+def test_scores_that_move_nothing_are_told_apart_from_the_moves_they_get(bundle, items, soft):
+    table, share = commit(bundle.table, items, soft.scores(torch.zeros_like(soft.logits0)))
+    assert share == 0
+    assert (table.sids[items, :-1] != bundle.table.sids[items, :-1]).any(1).all()
 
 
 def test_after_the_commit_the_served_sids_are_pushed_down(concept_problem, soft, monkeypatch):

@@ -15,13 +15,13 @@ from sqlalchemy.orm import Session
 
 from genrec.config import Workspace
 from genrec.errors import ConfigError, RequestError
+from genrec.lineage import TRAINED
 from genrec.night import open_registry
 from genrec.registry import CHAMPION, Registry, Version
 from genrec.requests import audit
 from genrec.requests.database import writing
 from genrec.requests.schema import AuditRow, BatchRow, LeaseRow
 from genrec.requests.store import open_ledger
-from genrec.unlearning import METHODS
 
 TIMEOUT_S = 10
 ALERTED = "alerted"
@@ -119,7 +119,7 @@ def _drift(registry: Registry, limit: float) -> Iterator[Alert]:
 
 def _trained(registry: Registry, version: Version) -> str:
     """Number of the last ancestor that was fully trained, or of the oldest one that is left."""
-    while (method := version.tags["method"]) in METHODS and not METHODS[method].exact:
+    while version.tags["method"] not in TRAINED:
         parent = registry.version(version.tags["parent"])
         if parent is None:
             break

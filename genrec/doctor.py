@@ -187,13 +187,9 @@ def _disk(workspace: Workspace, _now: datetime) -> Said:
 
 def _requests(workspace: Workspace, now: datetime) -> Said:
     soon = now + timedelta(days=workspace.params().requests.alert_days)
-    due = {}
-    for request_id, at in _query(
-        workspace, select(RequestRow.id, RequestRow.due_at).where(RequestRow.state.not_in(CLOSED))
-    ):
-        due[request_id] = at
-    overdue = [request for request, at in due.items() if at <= now]
-    near = [request for request, at in due.items() if now < at <= soon]
+    due = _query(workspace, select(RequestRow.id, RequestRow.due_at).where(RequestRow.state.not_in(CLOSED)))
+    overdue = [request for request, at in due if at <= now]
+    near = [request for request, at in due if now < at <= soon]
     if overdue:
         yield "broken", f"{len(overdue)} overdue: {' '.join(overdue[:5])}", "Serve them: genrec night"
     if near:

@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cached_property
@@ -27,7 +27,7 @@ from genrec.evaluation.gates import Gate
 from genrec.evaluation.judge import Erased, Forgotten, Measured, judge, measure
 from genrec.evaluation.ranking import Ranking, utility
 from genrec.evaluation.statistics import Bootstrap, Measure
-from genrec.models.bundle import Bundle, load_bundle, read_manifest, save_bundle
+from genrec.models.bundle import Bundle, Lineage, load_bundle, read_manifest, save_bundle
 from genrec.pipeline import code_version, load_embeddings
 from genrec.registry import Registry
 from genrec.requests.ledger import Batch
@@ -190,7 +190,12 @@ def attempt(night: Night, group_name: str, method_name: str, number: int, start:
         "utility": figures(utility(after.ranking, len(night.retained.item_ids), night.plan)),
         "forgetting": figures(after.forgetting),
     }  # fmt: skip
-    result["version"] = _register(night, folder, result)
+    metrics = {name: m["value"] for name, m in {**result["utility"], **result["forgetting"]}.items()}
+    metrics |= {f"gate.{gate['name']}": gate["value"] for gate in result["gates"]} | {"wall_s": wall}
+    result["version"] = register_candidate(
+        open_registry(night.workspace), night.folder / folder, candidate.lineage, result, metrics, night.params.seed,
+        group=group.name,
+    )  # fmt: skip
     return write_json(record, result)
 
 
@@ -239,21 +244,26 @@ def figures(measures: dict[str, Measure]) -> dict[str, dict]:
     return {name: m.as_dict() for name, m in measures.items()}
 
 
-def _register(night: Night, folder: str, result: dict) -> str:
-    registry = open_registry(night.workspace)
-    metrics = {name: m["value"] for name, m in {**result["utility"], **result["forgetting"]}.items()}
-    metrics |= {f"gate.{gate['name']}": gate["value"] for gate in result["gates"]} | {"wall_s": result["wall_s"]}
-    tags = {
-        "batch_id": night.batch.id, "attempt": str(result["number"]),
-        "group": result["group"], "method": result["method"],
-        "verdict": result["verdict"], "data_version": data_version(night.workspace.data_pin),
-        "code_version": code_version(), "parent": night.champion_number,
-        "requests": " ".join(night.batch.request_ids),
-        **{f"gate.{gate['name']}": gate["verdict"] for gate in result["gates"]},
-    }  # fmt: skip
-    params = {"seed": str(night.params.seed), "method": result["method"]}
-    artefacts = {"gates.json": json.dumps(result["gates"], indent=1)}
-    return registry.register(night.folder / folder, metrics=metrics, params=params, tags=tags, artefacts=artefacts)
+def register_candidate(
+    registry: Registry, folder: Path, lineage: Lineage, result: dict, metrics: Mapping[str, float], seed: int,
+    **tags: str,
+) -> str:  # fmt: skip
+    """Register the bundle in `folder` with what its lineage and its judgement say; its number.
+
+    result: its `number`, `verdict` and `gates` as dictionaries.
+    """
+    return registry.register(
+        folder,
+        metrics=metrics,
+        params={"seed": str(seed), "method": lineage.method},
+        tags={
+            "batch_id": lineage.batch_id, "attempt": str(result["number"]), "method": lineage.method,
+            "verdict": result["verdict"], "data_version": lineage.data_version, "code_version": lineage.code_version,
+            "parent": lineage.parent, "requests": " ".join(lineage.requests), **tags,
+            **{f"gate.{gate['name']}": gate["verdict"] for gate in result["gates"]},
+        },
+        artefacts={"gates.json": json.dumps(result["gates"], indent=1)},
+    )  # fmt: skip
 
 
 def destroy_sealed(night: Night) -> None:

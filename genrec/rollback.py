@@ -8,7 +8,6 @@ denied. SIDs that a night moved away from a concept come back with the older ver
 `retrain`: no weight has learnt them from a forgotten row. The result is judged and registered like any candidate.
 """
 
-import json
 import shutil
 import time
 from collections.abc import Sequence
@@ -29,7 +28,7 @@ from genrec.evaluation.ranking import utility
 from genrec.evaluation.statistics import Bootstrap
 from genrec.lineage import history
 from genrec.models.bundle import save_bundle
-from genrec.night import figures, open_registry
+from genrec.night import figures, open_registry, register_candidate
 from genrec.pipeline import code_version, load_embeddings
 from genrec.promotion import promote
 from genrec.registry import PREVIOUS, Version
@@ -102,18 +101,9 @@ def _retrained(workspace: Workspace, target: Version, champion: str, requests: S
     folder = workspace.var / "rollback"
     save_bundle(candidate, folder)
     taken = figures(utility(after.ranking, len(data.item_ids), Bootstrap.of(params)) | after.forgetting)
-    number = registry.register(
-        folder,
-        metrics={name: figure["value"] for name, figure in taken.items()},
-        params={"seed": str(params.seed), "method": RETRAIN},
-        tags={
-            "batch_id": batch_id, "attempt": "1", "method": RETRAIN, "verdict": verdict, "parent": target.number,
-            "data_version": candidate.lineage.data_version, "code_version": candidate.lineage.code_version,
-            "requests": " ".join(candidate.lineage.requests),
-            **{f"gate.{gate.name}": gate.verdict for gate in found},
-        },
-        artefacts={"gates.json": json.dumps([gate.as_dict() for gate in found], indent=1)},
-    )  # fmt: skip
+    result = {"number": 1, "verdict": verdict, "gates": [gate.as_dict() for gate in found]}
+    metrics = {name: figure["value"] for name, figure in taken.items()}
+    number = register_candidate(registry, folder, candidate.lineage, result, metrics, params.seed)
     shutil.rmtree(folder)
     if verdict != "PASS":
         failed = ", ".join(gate.name for gate in found if gate.blocking and gate.verdict == "FAIL")

@@ -91,10 +91,3 @@ def restore_data(workspace: Workspace, pin: str) -> None:
     dvc(workspace, "checkout", "--force", "data.dvc")
     pipeline.prepare(workspace)
     dvc(workspace, "commit", "--force", "prepare")
-
-
-@task(**SAFE)
-def destroy_sealed(workspace: Workspace, batch_id: str) -> None:
-    """Destroy the forgotten rows of a batch."""
-    night = steps.open_night(workspace, batch_id)
-    steps.destroy_sealed(night)

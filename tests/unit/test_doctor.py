@@ -63,7 +63,7 @@ def look(home, part, at=NOW, **settings):
     )
 
 
-def broken(home, part, says, remedy, state="broken", **settings):
+def assert_broken(home, part, says, remedy, state="broken", **settings):
     (found,) = [one for one in look(home, part, **settings) if one.state != "ok"]
     assert found.state == state
     assert says in found.says
@@ -87,11 +87,11 @@ def test_a_sound_workspace_and_then_a_broken_one_through_the_command_line(home):
 def test_files_and_parameters(home):
     with (home / "params.yaml").open("a") as file:
         file.write("trian: {epochs: 3}\n")
-    broken(home, "params", "Unknown key 'trian'. Known keys near it: train", "params.yaml")
+    assert_broken(home, "params", "Unknown key 'trian'. Known keys near it: train", "params.yaml")
     (home / "dvc.yaml").unlink()
-    broken(home, "workspace", "dvc.yaml", "genrec init")
+    assert_broken(home, "workspace", "dvc.yaml", "genrec init")
     (home / "data.dvc").unlink()
-    broken(home, "data", "the data is not tracked", "genrec data fetch")
+    assert_broken(home, "data", "the data is not tracked", "genrec data fetch")
 
 
 def test_one_broken_part_does_not_hide_the_others(home):
@@ -113,7 +113,7 @@ def test_dvc_remote(home):
         ("nothing://here", ("`dvc status --cloud --json data.dvc` failed: ERROR", "dvc remote modify", "broken")),
     ):
         configuration.write_text(f"{without}    remote = store\n['remote \"store\"']\n    url = {url}\n")
-        broken(home, "remote", *expected[:2], state=expected[2])
+        assert_broken(home, "remote", *expected[:2], state=expected[2])
 
 
 def test_champion(home, tmp_path, sound):
@@ -121,13 +121,13 @@ def test_champion(home, tmp_path, sound):
     good = deny.read_bytes()
     deny.write_bytes(b'["x"]\n')
     try:
-        broken(home, "champion", "deny.json is changed", "genrec models rollback")
+        assert_broken(home, "champion", "deny.json is changed", "genrec models rollback")
     finally:
         deny.write_bytes(good)
-    broken(tmp_path, "champion", "no model was registered yet", "genrec train")
+    assert_broken(tmp_path, "champion", "no model was registered yet", "genrec train")
     with http_server(status=500) as (url, _):
-        broken(home, "champion", "the MLflow server answers 5", "GENREC_MLFLOW_URI", mlflow_uri=url)
-    broken(
+        assert_broken(home, "champion", "the MLflow server answers 5", "GENREC_MLFLOW_URI", mlflow_uri=url)
+    assert_broken(
         home, "champion", "does not answer (ConnectError)", "GENREC_MLFLOW_URI", mlflow_uri=f"http://127.0.0.1:{free()}"
     )
 
@@ -145,31 +145,31 @@ def change(home, statement: str) -> None:
 
 def test_ledger_and_audit_chain(home):
     change(home, "UPDATE audit SET event = 'other' WHERE seq = 2")
-    broken(home, "audit", "Audit row 2 is broken", "backup")
+    assert_broken(home, "audit", "Audit row 2 is broken", "backup")
     change(home, "UPDATE alembic_version SET version_num = '0001'")
-    broken(home, "ledger", "its schema is 0001, not", "genrec requests list")
+    assert_broken(home, "ledger", "its schema is 0001, not", "genrec requests list")
     url = f"postgresql+psycopg://nobody@127.0.0.1:{free()}/ledger"
-    broken(home, "ledger", "OperationalError", "GENREC_LEDGER_URL", ledger_url=url)
+    assert_broken(home, "ledger", "OperationalError", "GENREC_LEDGER_URL", ledger_url=url)
 
 
 def test_keys(home):
     (home / "var" / "pseudonym.key").chmod(0o640)
-    broken(home, "keys", "pseudonym.key has mode 640", "chmod 600")
+    assert_broken(home, "keys", "pseudonym.key has mode 640", "chmod 600")
     (home / "var" / "pseudonym.key").chmod(0o600)
     (home / "signing.pem").write_text("no key")
-    broken(home, "keys", "Signing key", "GENREC_SIGNING_KEY")
-    broken(home, "keys", "not signed", "GENREC_SIGNING_KEY", state="warning", signing_key=None)
+    assert_broken(home, "keys", "Signing key", "GENREC_SIGNING_KEY")
+    assert_broken(home, "keys", "not signed", "GENREC_SIGNING_KEY", state="warning", signing_key=None)
 
 
 def test_disk(home, monkeypatch):
     monkeypatch.setattr(doctor, "FREE_BYTES", 10**18)
-    broken(home, "disk", "GB free", "genrec purge run")
+    assert_broken(home, "disk", "GB free", "genrec purge run")
 
 
 def test_requests(home):
     assert look(home, "requests")[0].says == "1 open, none near its due date"
-    broken(home, "requests", "1 due soon: r-", "genrec night", state="warning", at=NOW + timedelta(days=25))
-    broken(home, "requests", "1 overdue: r-", "genrec night", at=NOW + timedelta(days=31))
+    assert_broken(home, "requests", "1 due soon: r-", "genrec night", state="warning", at=NOW + timedelta(days=25))
+    assert_broken(home, "requests", "1 overdue: r-", "genrec night", at=NOW + timedelta(days=31))
 
 
 def test_lease(home):
@@ -189,16 +189,16 @@ def test_last_night(home):
     ledger = open_ledger(Settings(home=home).workspace)
     assert look(home, "last night")[0].state == "ok"
     batch = ledger.claim(now=NOW)
-    broken(home, "last night", f"{batch.id} is open at the stage 'claimed'", "genrec night")
+    assert_broken(home, "last night", f"{batch.id} is open at the stage 'claimed'", "genrec night")
     with Lease.acquire(ledger.engine, "unlearn", "nightly host 1", lambda: NOW, 120):
         assert look(home, "last night")[0].state == "ok"
     ledger.set_stage(batch.id, "failing", {"outcome": "held", "attempts": []}, now=NOW)
     ledger.fail(batch.id, "gates", now=NOW)
-    broken(home, "last night", f"{batch.id} is held", f"reports/nights/{batch.id}/index.html")
+    assert_broken(home, "last night", f"{batch.id} is held", f"reports/nights/{batch.id}/index.html")
 
 
 def test_prefect(home, monkeypatch):
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
-    broken(home, "prefect", "without a server", "PREFECT_API_URL", gpu_deployment="gpu/gpu")
+    assert_broken(home, "prefect", "without a server", "PREFECT_API_URL", gpu_deployment="gpu/gpu")
     monkeypatch.setenv("PREFECT_API_URL", f"http://127.0.0.1:{free()}/api")
-    broken(home, "prefect", "does not answer (ConnectError)", "PREFECT_API_URL")
+    assert_broken(home, "prefect", "does not answer (ConnectError)", "PREFECT_API_URL")

@@ -5,11 +5,12 @@ STAMP := $(VENV)/.installed
 export GENREC_HOME := $(CURDIR)
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: help install demo test lint clean
+.PHONY: help install demo test crash lint clean
 
 help:
 	@echo "make demo   one whole night on an embedded data set, a few minutes after installation"
 	@echo "make test   the tests"
+	@echo "make crash  kill a night at every step and at random moments; writes docs/crash-matrix.md"
 	@echo "make lint   ruff"
 	@echo "make clean  remove what runs made (not .venv)"
 
@@ -25,6 +26,9 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(VENV)/bin/python -m pytest
+
+crash: $(STAMP)
+	$(VENV)/bin/python -m tests.crash
 
 lint: $(STAMP)
 	$(VENV)/bin/ruff check .

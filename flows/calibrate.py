@@ -22,8 +22,8 @@ def calibrate(home: str | None = None) -> list[dict]:
     """
     workspace = (Settings(home=home) if home else Settings()).workspace
     prepare_environment(workspace)
-    with lease(workspace, "calibration"):
-        found = evaluation.calibrate(workspace, datetime.now(UTC).isoformat())
+    with lease(workspace, "calibration") as held:
+        found = evaluation.calibrate(held, datetime.now(UTC).isoformat())
     rows = [{name: one[name] for name in ("method", "verdict", "n", "split_half", "wall_s", "gold_s")} for one in found]
     create_table_artifact(table=rows, key="calibration", description="Methods on this week's shadow cohort")
     return found

@@ -4,6 +4,7 @@ from prefect import flow
 
 from genrec.config import Settings
 from genrec.environment import prepare_environment
+from genrec.requests.fence import Fence
 from tasks import data, evaluation, unlearning
 
 STEPS = {
@@ -15,8 +16,11 @@ STEPS = {
 
 
 @flow(name="gpu", log_prints=False, validate_parameters=False)
-def gpu(home: str, step: str, arguments: dict) -> None:
-    """Run the task `step` here, in the workspace `home`; its result is what it leaves there."""
-    workspace = Settings(home=home, gpu_deployment=None).workspace
+def gpu(home: str, step: str, arguments: dict, fence: dict | None) -> None:
+    """Run the task `step` here, in the workspace `home`; its result is what it leaves there.
+
+    fence: name and token of the lease under which it writes to the ledger.
+    """
+    workspace = Settings(home=home, gpu_deployment=None).workspace.fenced(Fence(**fence) if fence else None)
     prepare_environment(workspace)
     STEPS[step](workspace, **arguments)

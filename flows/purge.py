@@ -22,8 +22,8 @@ def purge(home: str | None = None, now: str | None = None) -> dict:
     """
     workspace = (Settings(home=home) if home else Settings()).workspace
     prepare_environment(workspace)
-    with lease(workspace, "purge"):
-        told = tasks.run(workspace, now or datetime.now(UTC).isoformat())
+    with lease(workspace, "purge") as held:
+        told = tasks.run(held, now or datetime.now(UTC).isoformat())
     rows = [
         {"what": state, "kind": item["kind"], "name": item["name"], "requests": len(item["holds"])}
         for state, items in told.items()

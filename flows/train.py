@@ -17,8 +17,8 @@ def train(home: str | None = None, force: bool = False) -> dict:
     """
     workspace = (Settings(home=home) if home else Settings()).workspace
     prepare_environment(workspace)
-    with lease(workspace, "training"):
-        version = data.reproduce_base(workspace, force)
-        base = training.register_base(workspace)
-        previous = registry.promote_base(workspace, base["version"])
+    with lease(workspace, "training") as held:
+        version = data.reproduce_base(held, force)
+        base = training.register_base(held)
+        previous = registry.promote_base(held, base["version"])
     return {**base, "data_version": version, "previous": previous}

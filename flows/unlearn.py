@@ -5,6 +5,8 @@ A kill at any point leaves an open batch in the ledger; the next run finds it an
 
 import os
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 
 from prefect import flow
@@ -13,11 +15,14 @@ from prefect.artifacts import create_table_artifact
 from genrec import night as steps
 from genrec import saga
 from genrec.config import Settings, Workspace
+from genrec.data.files import room
 from genrec.data.version import data_version
 from genrec.environment import prepare_environment
-from genrec.errors import GenrecError, NightError
+from genrec.errors import GenrecError, NightError, OutageError
+from genrec.registry import answering
 from genrec.report.page import write_report
 from genrec.report.summary import Summary
+from genrec.requests.database import reaching
 from genrec.requests.lease import Lease
 from genrec.requests.store import open_ledger
 from tasks import alerts, data, evaluation, registry, sid, unlearning
@@ -29,14 +34,15 @@ LEASE = "unlearn"
 def unlearn(home: str | None = None, trigger: str = "nightly") -> dict:
     """Serve every queued request of the workspace `home` (default: GENREC_HOME). Returns the night's summary.
 
-    Raises RequestError when another run holds the lease, NightError when the night failed (after it is closed).
+    Raises RequestError when another run holds the lease, NightError when the night failed (after it is closed),
+    BundleError when the champion is corrupt (before anything is claimed), OutageError when the night broke off.
     """
     workspace = (Settings(home=home) if home else Settings()).workspace
     prepare_environment(workspace)
-    with lease(workspace, trigger):
+    with lease(workspace, trigger) as held:
         failure = None
         try:
-            return _night(workspace)
+            return _night(held)
         except Exception as error:
             failure = None if isinstance(error, NightError) else type(error).__name__
             raise
@@ -44,16 +50,30 @@ def unlearn(home: str | None = None, trigger: str = "nightly") -> dict:
             alerts.send_alerts(workspace, failure, return_state=True)  # a night does not fail for its webhook
 
 
-def lease(workspace: Workspace, what: str) -> Lease:
-    """The lease that everything holds which needs the champion to stay as it is; `what` names the holder's run."""
+@contextmanager
+def lease(workspace: Workspace, what: str) -> Iterator[Workspace]:
+    """The lease that everything holds which needs the champion to stay as it is; `what` names the holder's run.
+
+    Yields the workspace to work in: its ledger refuses what is written once the lease is another's. Raises OutageError
+    where the database, MLflow or the disk gives out inside.
+    """
     holder = f"{what} {socket.gethostname()} {os.getpid()}"
     seconds = workspace.params().requests.lease_seconds
-    return Lease.acquire(open_ledger(workspace).engine, LEASE, holder, lambda: datetime.now(UTC), seconds)
+    engine = open_ledger(workspace).engine
+    with (
+        reaching(engine), answering(), room(),
+        Lease.acquire(engine, LEASE, holder, lambda: datetime.now(UTC), seconds) as held,
+    ):  # fmt: skip
+        yield workspace.fenced(held.fence)
 
 
 def _night(workspace: Workspace) -> dict:
     started = datetime.now(UTC)
-    champion = steps.open_registry(workspace).champion().number
+    registered = steps.open_registry(workspace)
+    champion = registered.champion().number
+    registered.bundle(champion)  # whole, or nothing is claimed and erased
+    _finish_failed(workspace)
+    steps.tidy(workspace)
     batch_id, waiting = unlearning.claim_batch(workspace)
     if batch_id is None:
         return _nothing(workspace, champion, started, waiting)
@@ -66,7 +86,7 @@ def _night(workspace: Workspace) -> dict:
             "waiting": waiting,
         }  # fmt: skip
         ledger.set_stage(batch_id, "started", facts, now=started)
-    if "unlearned_at" not in details and "outcome" not in details:
+    if "unlearned_at" not in details:
         _decide(workspace, batch_id)
     details = ledger.stage(batch_id).details
     return (
@@ -81,6 +101,8 @@ def _decide(workspace: Workspace, batch_id: str) -> None:
         erased = data.erase_from_data(workspace, batch_id)
         open_ledger(workspace).set_stage(batch_id, "erased", erased, now=datetime.now(UTC))
         passed = _climb(workspace, batch_id, attempts)
+    except OutageError:
+        raise  # the batch stays open: the next run goes on here
     except (GenrecError, TimeoutError) as error:
         saga.fail(steps.open_night(workspace, batch_id), f"{type(error).__name__}: {error}", attempts, "failed")
         return
@@ -140,10 +162,22 @@ def _promote(workspace: Workspace, batch_id: str, details: dict) -> dict:
     return summary
 
 
-def _give_up(workspace: Workspace, batch_id: str, details: dict) -> dict:
-    """Put the data back, close the batch, and let the run fail loudly."""
+def _finish_failed(workspace: Workspace) -> None:
+    """A run that broke off after it gave up its batch: do what it left, so that this one serves the requests."""
+    ledger = open_ledger(workspace)
+    batch = ledger.open_batch()
+    if batch and "outcome" in (details := ledger.stage(batch.id).details):
+        _put_back(workspace, batch.id, details)
+
+
+def _put_back(workspace: Workspace, batch_id: str, details: dict) -> None:
     data.restore_data(workspace, details["data_pin_before"])
     registry.close_failed(workspace, batch_id)
+
+
+def _give_up(workspace: Workspace, batch_id: str, details: dict) -> dict:
+    """Put the data back, close the batch, and let the run fail loudly."""
+    _put_back(workspace, batch_id, details)
     raise NightError(
         f"Night {batch_id} {details['outcome']}: {details['reason']} The champion stays. See reports/latest."
     )

@@ -4,6 +4,7 @@ What was delivered is a row `alerted` of the audit chain, with the cause as its 
 requests, gates and versions; never an error's message, which may quote a row, and never a raw id.
 """
 
+import logging
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
@@ -24,6 +25,7 @@ from genrec.requests.schema import AuditRow, BatchRow, LeaseRow
 from genrec.requests.store import open_ledger
 
 TIMEOUT_S = 10
+logging.getLogger("httpx").setLevel(logging.WARNING)  # at INFO it writes the webhook's URL, which is a secret
 ALERTED = "alerted"
 
 

@@ -46,7 +46,7 @@ def register(workspace: Workspace) -> dict:
     directory = workspace.var / "base"
     save_bundle(replace(bundle, deny=tuple(sorted(open_ledger(workspace).deny_list()))), directory)
     tags = {
-        "method": "base", "batch_id": "", "attempt": "0", "verdict": result["verdict"], "parent": "", "requests": "",
+        "method": "base", "batch_id": "", "attempt": "0", "verdict": result["verdict"], "parent": "",
         "data_version": bundle.lineage.data_version, "code_version": bundle.lineage.code_version,
         **{f"gate.{gate['name']}": gate["verdict"] for gate in result["gates"]},
     }  # fmt: skip

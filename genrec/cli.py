@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from genrec import __version__
+from genrec.cli_audit import audit_app, certificate_app
 from genrec.cli_bench import bench_app
 from genrec.cli_calibration import calibration_app
 from genrec.cli_models import lineage_app, models_app, purge_app
@@ -28,7 +29,8 @@ sid_app = typer.Typer(no_args_is_help=True, help="Semantic IDs.")
 stage_app = typer.Typer(no_args_is_help=True, help="The DVC stages, one command each (dvc.yaml calls them).")
 for name, group in {
     "data": data_app, "sid": sid_app, "forget": forget_app, "requests": requests_app, "models": models_app,
-    "lineage": lineage_app, "purge": purge_app, "bench": bench_app, "stage": stage_app,
+    "lineage": lineage_app, "purge": purge_app, "audit": audit_app,
+    "certificate": certificate_app, "bench": bench_app, "stage": stage_app,
 }.items():  # fmt: skip
     app.add_typer(group, name=name)
 app.add_typer(calibration_app)

@@ -38,8 +38,8 @@ def models_rollback(
     from flows.unlearn import lease
     from genrec.rollback import rollback
 
-    with lease(workspace, "rollback"):
-        show(rollback(workspace, to, now=now(), reapply=reapply), as_json)
+    with lease(workspace, "rollback") as held:
+        show(rollback(held, to, now=now(), reapply=reapply), as_json)
 
 
 @lineage_app.command("request")

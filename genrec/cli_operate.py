@@ -1,4 +1,4 @@
-"""Commands that run a deployment: its set-up on a Prefect server, its checks, and a night that cannot wait."""
+"""Commands that run a deployment: its set-up on a Prefect server, its checks, its service, a night that cannot wait."""
 
 from typing import Annotated
 
@@ -56,6 +56,23 @@ def breach(
     emit_request("breach", [request_id])
     facts = ledger.get(request_id).as_dict()
     show(facts if as_json else {k: facts[k] for k in ("id", "state", "due_at")}, as_json)
+
+
+@operate_app.command()
+def serve(
+    host: Annotated[str, typer.Option(help="the address to listen on; there is no login")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 8080,
+    as_json: Json = False,
+) -> None:
+    """Recommend over HTTP with the champion, without denied items: POST /recommend, GET /health, GET /metrics."""
+    workspace = open_workspace()
+    import uvicorn
+
+    from genrec.server import make_app
+
+    app = make_app(workspace)
+    show({"url": f"http://{host}:{port}"}, as_json)
+    uvicorn.run(app, host=host, port=port, log_level="warning", access_log=False)
 
 
 @operate_app.command()

@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Literal
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from genrec.audit_params import BenchParams, RelearnParams
 from genrec.errors import ConfigError, unknown
+from genrec.requests.fence import Fence
+from genrec.secret import read_secret
 from genrec.section import Section
 from genrec.unlearning_params import UnlearningParams
 
@@ -159,6 +161,12 @@ class PurgeParams(Section):
     grace_days: int = Field(30, ge=0, description="days after a request is fulfilled until older versions are removed")
 
 
+class ServingParams(Section):
+    """A served model looks for a new champion and for new denied items when it is asked."""
+
+    refresh_seconds: float = Field(2.0, gt=0, description="how old its champion and its deny list may be")
+
+
 class Params(Section):
     """The whole of `params.yaml`."""
 
@@ -179,6 +187,7 @@ class Params(Section):
     calibration: CalibrationParams = CalibrationParams()
     router: RouterParams = RouterParams()
     purge: PurgeParams = PurgeParams()
+    serving: ServingParams = ServingParams()
 
 
 def load_params(path: Path) -> Params:
@@ -224,12 +233,12 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="GENREC_", env_ignore_empty=True, extra="ignore", frozen=True)
 
     home: Path = Field(Path("."), description="the workspace: params.yaml, dvc.yaml, data.dvc and what they make")
-    ledger_url: str | None = Field(None, description="SQLAlchemy URL; default: SQLite in HOME/var")
-    mlflow_uri: str | None = Field(None, description="MLflow tracking URI; default: SQLite in HOME/mlruns")
+    ledger_url: str | None = Field(None, repr=False, description="SQLAlchemy URL; default: SQLite in HOME/var")
+    mlflow_uri: str | None = Field(None, repr=False, description="MLflow tracking URI; default: SQLite in HOME/mlruns")
     mlflow_artefacts: str | None = Field(
         None, description="URL that new MLflow experiments write to, s3://... too; default: HOME/mlruns/artifacts"
     )
-    pseudonym_key: str | None = Field(
+    pseudonym_key: SecretStr | None = Field(
         None, description="secret of the HMAC tombstones; default: HOME/var/pseudonym.key"
     )
     signing_key: Path | None = Field(None, description="PEM file of the Ed25519 key that signs certificates")
@@ -237,7 +246,9 @@ class Settings(BaseSettings):
     gpu_deployment: str | None = Field(
         None, description="Prefect deployment that trains and unlearns: gpu/gpu; default: in the flow's process"
     )
-    alert_webhook: str | None = Field(None, description="URL that alerts are sent to as JSON; default: nowhere")
+    alert_webhook: str | None = Field(
+        None, repr=False, description="URL that alerts are sent to as JSON; default: nowhere"
+    )
 
     @cached_property
     def workspace(self) -> "Workspace":
@@ -248,11 +259,12 @@ class Workspace:
     """The paths of one deployment. Nothing else in genrec builds a path from parts.
 
     Attributes: root, data (raw canonical tables, pinned by data.dvc), prepared, artefacts (DVC outputs), var (state
-    that is never versioned: ledger, sealed forget sets, keys), reports, mlruns.
+    that is never versioned: ledger, sealed forget sets, keys), reports, mlruns; fence (the lease its ledger is written
+    under, None for writes that need none).
     """
 
-    def __init__(self, root: Path, settings: Settings):
-        self.root = root
+    def __init__(self, root: Path, settings: Settings, fence: Fence | None = None):
+        self.root, self.fence = root, fence
         self.settings = settings
         self.params_file = root / "params.yaml"
         self.data = root / "data"
@@ -264,6 +276,10 @@ class Workspace:
         self.certificates = root / "reports" / "certificates"
         self.reports = root / "reports"
         self.mlruns = root / "mlruns"
+
+    def fenced(self, fence: Fence | None) -> "Workspace":
+        """The same workspace for the holder of a lease."""
+        return Workspace(self.root, self.settings, fence)
 
     @property
     def ledger_url(self) -> str:
@@ -281,19 +297,22 @@ class Workspace:
         return load_params(self.params_file)
 
     def pseudonym_key(self) -> bytes:
-        """Secret of the tombstones. Without GENREC_PSEUDONYM_KEY a random one is made once, readable by the owner."""
+        """Secret of the tombstones. Without GENREC_PSEUDONYM_KEY a random one is made once, readable by the owner.
+
+        Raises ConfigError where others could read it.
+        """
         if self.settings.pseudonym_key:
-            return self.settings.pseudonym_key.encode()
+            return self.settings.pseudonym_key.get_secret_value().encode()
         path = self.var / "pseudonym.key"
         if not path.exists():
             self.var.mkdir(parents=True, exist_ok=True)
             try:
                 descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
             except FileExistsError:
-                return path.read_bytes()
+                return read_secret(path)
             with os.fdopen(descriptor, "wb") as file:
                 file.write(os.urandom(32).hex().encode())
-        return path.read_bytes()
+        return read_secret(path)
 
 
 def workspace() -> Workspace:

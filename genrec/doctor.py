@@ -25,11 +25,12 @@ from sqlalchemy.orm import Session
 
 from genrec.config import Workspace
 from genrec.data.version import data_version
-from genrec.errors import DataError, GenrecError
+from genrec.errors import ConfigError, DataError, GenrecError
 from genrec.requests import audit, certificates
 from genrec.requests.database import connect
 from genrec.requests.schema import BatchRow, LeaseRow, RequestRow
 from genrec.requests.states import CLOSED
+from genrec.secret import read_secret
 
 FREE_BYTES = 2 * 10**9  # less free disk than this is broken
 TIMEOUT_S = 5
@@ -156,24 +157,20 @@ def _existing(workspace: Workspace) -> Engine | None:
 
 
 def _keys(workspace: Workspace, _now: datetime) -> Said:
-    signing = workspace.settings.signing_key
+    signing, kept = workspace.settings.signing_key, workspace.var / "pseudonym.key"
     if signing is None:
         yield "warning", "certificates are not signed", "Set GENREC_SIGNING_KEY to an Ed25519 key in PEM"
     else:
-        certificates.load_signing_key(signing)
-        yield _secret(signing)
-    if workspace.settings.pseudonym_key is None and (workspace.var / "pseudonym.key").exists():
-        yield _secret(workspace.var / "pseudonym.key")
+        yield _key(signing, certificates.load_signing_key)
+    if workspace.settings.pseudonym_key is None and kept.exists():
+        yield _key(kept, read_secret)
 
 
-def _secret(path: Path) -> tuple[str, ...]:
-    mode = path.stat().st_mode & 0o777
-    if mode & 0o077:
-        return (
-            "broken",
-            f"{path.name} has mode {mode:o}: others can read it",
-            f"chmod 600 {path.name}, and think of a new key",
-        )
+def _key(path: Path, read: Callable[[Path], object]) -> tuple[str, ...]:
+    try:
+        read(path)
+    except ConfigError as error:
+        return "broken", str(error).rstrip("."), REMEDIES["keys"]
     return "ok", f"{path.name} is for its owner only"
 
 
@@ -283,7 +280,7 @@ CHECKS: dict[str, Callable[[Workspace, datetime], Said]] = {
 }  # fmt: skip
 REMEDIES = {
     "params": "Correct params.yaml", "data": "genrec data fetch SOURCE", "remote": "Correct it: dvc remote modify",
-    "champion": "Go back to another version: genrec models rollback", "keys": "Correct GENREC_SIGNING_KEY",
+    "champion": "Go back to another version: genrec models rollback", "keys": "Correct the file, or GENREC_SIGNING_KEY",
     "ledger": "Correct GENREC_LEDGER_URL, or start the database", "audit": "Compare with a backup of the ledger",
     "requests": "See the lines `params` and `ledger`", "lease": "See the line `ledger`",
     "last night": "See the line `ledger`",

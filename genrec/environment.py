@@ -1,4 +1,4 @@
-"""Process environment of the tools genrec drives: telemetry off, quiet, and at home in the workspace.
+"""Process environment of the tools genrec drives: telemetry off, quiet, waits bounded, and at home in the workspace.
 
 Only sets what the user has not set. Must run before prefect, mlflow or great_expectations are imported.
 """
@@ -15,6 +15,9 @@ QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",  # with 5 tries more: half a minute, in which a server can restart
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "5",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "PREFECT_SERVER_LOGGING_LEVEL": "CRITICAL",
     "PREFECT_LOGGING_SERVER_LEVEL": "CRITICAL",

@@ -32,12 +32,26 @@ class RegistryError(GenrecError):
     """The model registry refuses the move."""
 
 
+class ServingError(GenrecError):
+    """There is nothing to serve yet."""
+
+
 class NightError(GenrecError):
     """A night ended without a new champion; the ledger has closed it and holds why."""
 
 
+class OutageError(GenrecError):
+    """The database, MLflow, a GPU worker or the disk gave out: a night breaks off as it is, and the next goes on."""
+
+
 class UnlearningError(GenrecError):
     """A method could not run, or ran and did nothing."""
+
+
+def printable(text: str, longest: int = 80) -> str:
+    """`text` as one line for a message: what does not print is escaped, and past `longest` characters it is cut."""
+    cut = text if len(text) <= longest else text[:longest] + "..."
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in cut)
 
 
 def unknown(thing: str, value: str, known: Iterable[str], hint: str) -> str:

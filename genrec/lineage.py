@@ -11,6 +11,7 @@ from datetime import datetime
 
 from genrec.config import Workspace
 from genrec.errors import RegistryError
+from genrec.models.bundle import read_lineage
 from genrec.night import open_registry
 from genrec.requests import purges
 from genrec.requests.ledger import Ledger
@@ -159,6 +160,14 @@ def of_request(workspace: Workspace, request_id: str) -> dict:
     }  # fmt: skip
 
 
+def _asked(workspace: Workspace, known: Known) -> list[str]:
+    """The requests a version was made for: its bundle says so, and once that is purged the ledger, by the batch."""
+    if known.purged_at is None:
+        return list(read_lineage(open_registry(workspace).bundle_path(known.number)).requests)
+    fulfilled = open_ledger(workspace).requests("fulfilled")
+    return [request.id for request in fulfilled if request.batch_id == known.tags["batch_id"]]
+
+
 def of_version(workspace: Workspace, number: str) -> dict:
     """What made a version and what it is free of. Raises RegistryError when it never was."""
     past = history(workspace)
@@ -167,7 +176,7 @@ def of_version(workspace: Workspace, number: str) -> dict:
     known = past.versions[number]
     tags = known.tags
     return {
-        **known.as_dict(), "created_at": known.created_at.isoformat(), "requests": tags.get("requests", "").split(),
+        **known.as_dict(), "created_at": known.created_at.isoformat(), "requests": _asked(workspace, known),
         "forgotten": sorted(past.forgotten(number)), "knows": sorted(past.knows(number)),
         "parents": past.parents(number), "verdict": tags.get("verdict"),
         "gates": {name.removeprefix("gate."): told for name, told in tags.items() if name.startswith("gate.")},

@@ -30,6 +30,7 @@ from genrec.evaluation.statistics import Bootstrap, Measure
 from genrec.models.bundle import Bundle, Lineage, load_bundle, read_manifest, save_bundle
 from genrec.pipeline import code_version, load_embeddings
 from genrec.registry import Registry
+from genrec.requests.database import scrub
 from genrec.requests.ledger import Batch
 from genrec.requests.store import open_ledger
 from genrec.unlearning import Problem, method
@@ -137,6 +138,7 @@ class Night:
 
 def erase_batch(night: Night) -> Erasure:
     """Seal the forget rows and remove them from the raw tables (safe to repeat)."""
+    open_ledger(night.workspace).confirm()
     subjects = [subject for _, subject in night.batch.subjects]
     workspace = night.workspace
     return erase(workspace.data, workspace.prepared, subjects, night.sealed_file, workspace.pseudonym_key())
@@ -146,11 +148,29 @@ def attempt(night: Night, group_name: str, method_name: str, number: int, start:
     """Climb one rung: run the method on a copy of `start` (a candidate folder; None is the champion), judge, register.
 
     Returns the attempt as JSON: group, method, verdict, wall_s, reason, gates, diagnostics, figures, folder, version,
-    and the calibration that carries its inconclusive forgetting gates. A repeat reads what the first run left.
+    and the calibration that carries its inconclusive forgetting gates. A repeat reads what the first run left: it was
+    recorded before it was registered, and a bundle with another wall time would be another version.
     """
     record = night.folder / f"attempt-{number}.json"
     if record.exists():
-        return json.loads(record.read_text())
+        result = json.loads(record.read_text())
+    else:
+        result = write_json(record, _climb(night, group_name, method_name, number, start, reason))
+    if "version" in result:
+        return result
+    metrics = {name: m["value"] for name, m in {**result["utility"], **result["forgetting"]}.items()}
+    metrics |= {f"gate.{gate['name']}": gate["value"] for gate in result["gates"]} | {"wall_s": result["wall_s"]}
+    metrics = {name: value for name, value in metrics.items() if value is not None}
+    folder = night.folder / result["folder"]
+    version = register_candidate(
+        open_registry(night.workspace), folder, load_bundle(folder).lineage, result, metrics, night.params.seed,
+        group=group_name,
+    )  # fmt: skip
+    return write_json(record, result | {"version": version})
+
+
+def _climb(night: Night, group_name: str, method_name: str, number: int, start: str | None, reason: str) -> dict:
+    """The attempt, judged; its bundle saved, and without `version` where there is one to register."""
     group = next(g for g in night.groups if g.name == group_name)
     chosen = method(method_name)
     bundle = load_bundle(night.folder / start) if start else night.champion
@@ -167,7 +187,7 @@ def attempt(night: Night, group_name: str, method_name: str, number: int, start:
     except UnlearningError as error:
         result |= {"verdict": "FAIL", "reason": f"{reason} {error}".strip(), "gates": [], "diagnostics": {}}
         result |= {"wall_s": round(time.perf_counter() - started, 2), "folder": None, "version": None}
-        return write_json(record, result)
+        return result
     wall = round(time.perf_counter() - started, 2)
     denied = {night.retained.item_ids[i] for i in group.items}
     candidate = replace(outcome.bundle, deny=tuple(sorted({*outcome.bundle.deny, *denied})), params=night.params)
@@ -190,13 +210,7 @@ def attempt(night: Night, group_name: str, method_name: str, number: int, start:
         "utility": figures(utility(after.ranking, len(night.retained.item_ids), night.plan)),
         "forgetting": figures(after.forgetting),
     }  # fmt: skip
-    metrics = {name: m["value"] for name, m in {**result["utility"], **result["forgetting"]}.items()}
-    metrics |= {f"gate.{gate['name']}": gate["value"] for gate in result["gates"]} | {"wall_s": wall}
-    result["version"] = register_candidate(
-        open_registry(night.workspace), night.folder / folder, candidate.lineage, result, metrics, night.params.seed,
-        group=group.name,
-    )  # fmt: skip
-    return write_json(record, result)
+    return result
 
 
 def judge_final(night: Night, last: dict, number: int) -> dict:
@@ -259,7 +273,7 @@ def register_candidate(
         tags={
             "batch_id": lineage.batch_id, "attempt": str(result["number"]), "method": lineage.method,
             "verdict": result["verdict"], "data_version": lineage.data_version, "code_version": lineage.code_version,
-            "parent": lineage.parent, "requests": " ".join(lineage.requests), **tags,
+            "parent": lineage.parent, **tags,
             **{f"gate.{gate['name']}": gate["verdict"] for gate in result["gates"]},
         },
         artefacts={"gates.json": json.dumps(result["gates"], indent=1)},
@@ -268,12 +282,24 @@ def register_candidate(
 
 def destroy_sealed(night: Night) -> None:
     """Remove the batch's forgotten rows for good."""
+    open_ledger(night.workspace).confirm()
     night.sealed_file.unlink(missing_ok=True)
 
 
 def discard_candidates(night: Night) -> None:
     """Remove the night's working folder; registered versions live in MLflow."""
     shutil.rmtree(night.folder, ignore_errors=True)
+
+
+def tidy(workspace: Workspace) -> None:
+    """What a run that was killed between closing its batch and its last line left to do: its folder is still there."""
+    ledger = open_ledger(workspace)
+    batch = ledger.open_batch()
+    left = [f for f in (workspace.var / "nights").glob("*") if batch is None or f.name != batch.id]
+    if left:
+        scrub(ledger.engine)
+    for folder in left:
+        shutil.rmtree(folder)
 
 
 def open_night(workspace: Workspace, batch_id: str) -> Night:

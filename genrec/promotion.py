@@ -2,23 +2,32 @@
 
 from datetime import datetime
 
+from sqlalchemy import select
+
 from genrec.config import Workspace
 from genrec.night import open_registry
+from genrec.registry import PREVIOUS
 from genrec.requests import audit
 from genrec.requests.database import writing
+from genrec.requests.schema import AuditRow
 from genrec.requests.store import open_ledger
+
+PROMOTED = "promoted"
 
 
 def promote(workspace: Workspace, number: str, expected: str | None, *, now: datetime, **why: object) -> None:
     """Make `number` the champion, provided that the champion is still `expected` (None: there is none yet).
 
     MLflow cannot compare and set an alias, so the ledger's write lock, which every process shares, is held meanwhile.
-    The move and `why` go into the audit chain. Repeating a move that was made does nothing. Raises RegistryError when
-    another version has become the champion since.
+    The move and `why` go into the audit chain. Repeating a move adds what a kill cut off, nothing when it was whole.
+    Raises RegistryError when another version has become the champion since.
     """
     registry = open_registry(workspace)
     with writing(open_ledger(workspace).engine) as session:
         connection = session.connection()  # only now is the lock taken
-        if registry.promote(number, expected):
-            payload = {"champion": number, "previous": expected, **why}
-            audit.append(connection, "promoted", f"version {number}", payload, now=now)
+        of_moves = select(AuditRow.subject).where(AuditRow.event == PROMOTED).order_by(AuditRow.seq.desc()).limit(1)
+        moved, subject = registry.promote(number, expected), f"version {number}"
+        if moved or connection.scalar(of_moves) != subject:
+            previous = registry.version(PREVIOUS)
+            payload = {"champion": number, "previous": previous.number if previous else None, **why}
+            audit.append(connection, PROMOTED, subject, payload, now=now)

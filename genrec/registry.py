@@ -7,21 +7,40 @@ them either: only `genrec.promotion` calls `promote`, under the ledger's lock.
 
 import math
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import redirect_stderr
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from io import StringIO
 from pathlib import Path
 from urllib.parse import urlparse
 
-from genrec.errors import RegistryError
+from genrec.errors import OutageError, RegistryError
 from genrec.models.bundle import Bundle, load_bundle, read_manifest
 
 EXPERIMENT, BENCH_EXPERIMENT = "genrec", "genrec bench"
 CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
+SILENT = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE")
+"""MLflow's codes for a server that does not answer, or whose database does not."""
+
+
+@contextmanager
+def answering() -> Iterator[None]:
+    """Raises OutageError where MLflow does not answer; its other errors pass."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except MlflowException as error:
+        if error.error_code not in SILENT:
+            raise
+        cause = re.sub(r"//[^/@\s]+@", "//", str(error).splitlines()[0])  # the URL may hold a password
+        raise OutageError(
+            f"MLflow does not answer: {cause}. Start its server, or correct GENREC_MLFLOW_URI. See genrec doctor."
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -60,17 +79,18 @@ class Registry:
         from mlflow import MlflowClient
 
         for logger in ("alembic", "mlflow"):
-            logging.getLogger(logger).setLevel(logging.WARNING)
+            logging.getLogger(logger).setLevel(logging.CRITICAL)  # what goes wrong is an exception too
         mlruns.mkdir(parents=True, exist_ok=True)
         mlflow.set_tracking_uri(uri)
         self._mlflow, self._client, self.name = mlflow, MlflowClient(uri), name
         self._artefacts, self._downloads = artefacts, mlruns / "downloads"
-        experiment = self._client.get_experiment_by_name(EXPERIMENT)
-        self._experiment = (
-            experiment.experiment_id
-            if experiment
-            else self._client.create_experiment(EXPERIMENT, artifact_location=self._artefacts)
-        )
+        with answering():
+            experiment = self._client.get_experiment_by_name(EXPERIMENT)
+            self._experiment = (
+                experiment.experiment_id
+                if experiment
+                else self._client.create_experiment(EXPERIMENT, artifact_location=self._artefacts)
+            )
 
     def register(
         self, directory: Path, *, metrics: Mapping[str, float], params: Mapping[str, str], tags: Mapping[str, str],
@@ -89,7 +109,7 @@ class Registry:
         for version in self.versions():
             same = all(version.tags.get(key) == tags.get(key) for key in ("batch_id", "attempt", "bundle_hash"))
             if same:
-                return version.number
+                return self._challenge(version.number)
         signature = ModelSignature(
             Schema([ColSpec(Array(DataType.string), "history")]),
             Schema([ColSpec(Array(DataType.string), "item_ids"), ColSpec(Array(DataType.double), "scores")]),
@@ -117,6 +137,9 @@ class Registry:
             )
             # The tags come with the version in one call: a version without them cannot be recognised after a crash.
             number = str(mlflow.register_model(info.model_uri, self.name, tags=tags).version)
+        return self._challenge(number)
+
+    def _challenge(self, number: str) -> str:
         self._client.set_registered_model_alias(self.name, CHALLENGER, number)
         return number
 
@@ -137,10 +160,11 @@ class Registry:
         from mlflow.exceptions import MlflowException
 
         try:
-            if alias_or_number.isdigit():
-                found = self._client.get_model_version(self.name, alias_or_number)
-            else:
-                found = self._client.get_model_version_by_alias(self.name, alias_or_number)
+            with answering():
+                if alias_or_number.isdigit():
+                    found = self._client.get_model_version(self.name, alias_or_number)
+                else:
+                    found = self._client.get_model_version_by_alias(self.name, alias_or_number)
         except MlflowException:
             return None
         return self._view(found)
@@ -277,5 +301,6 @@ def _moment(milliseconds: int) -> datetime:
 
 
 def _metric_name(name: str) -> str:
-    """MLflow allows letters, digits and _ - . : / and space: `sh@10 Horror` becomes `sh_10 Horror`."""
-    return "".join(c if c.isalnum() or c in "_-.:/ " else "_" for c in name)
+    """MLflow allows 250 letters, digits and _ - . : and space, and paths, of which a concept's name may be no good one:
+    `sh@10 Sci/Fi` becomes `sh_10 Sci_Fi`."""
+    return "".join(c if c.isalnum() or c in "_-.: " else "_" for c in name)[:250]

@@ -27,7 +27,7 @@ def decide(night: Night, attempts: list[dict], passed: dict[str, str]) -> None:
 
     passed: group name -> method that passed.
     """
-    now = datetime.now(UTC)
+    now = _now(night)
     groups = {r: group.name for group in night.groups for r in group.request_ids}
     details = {
         "version": attempts[-1]["version"], "groups": groups, "methods": {r: passed[g] for r, g in groups.items()},
@@ -38,9 +38,16 @@ def decide(night: Night, attempts: list[dict], passed: dict[str, str]) -> None:
 
 def fail(night: Night, reason: str, attempts: list[dict], outcome: str) -> None:
     """Record the failure to come. outcome: `held` (gates did not pass) or `failed` (a step could not be done)."""
-    now = datetime.now(UTC)
+    now = _now(night)
     details = {"reason": reason, "outcome": outcome, "attempts": attempts, "finished_at": now.isoformat()}
     open_ledger(night.workspace).set_stage(night.batch.id, FAILING, details, now=now)
+
+
+def _now(night: Night) -> datetime:
+    """The present; where the clock was put back, the newest time on record, so that nothing ends before it began."""
+    ledger = open_ledger(night.workspace)
+    verified = [ledger.get(request).verified_at for request in night.batch.request_ids]
+    return max(datetime.now(UTC), datetime.fromisoformat(_details(night)["started_at"]), *verified)
 
 
 def _details(night: Night) -> dict:

@@ -17,10 +17,11 @@ from genrec.config import Workspace
 from genrec.data.sources import FetchReport, fetch
 from genrec.data.version import data_version
 from genrec.errors import DataError
+from genrec.requests.store import open_ledger
 from tasks.gpu import on_gpu
 from tasks.options import LONG, SAFE
 
-DVC_TRIES = 5
+DVC_TRIES = 20  # seven minutes in all: the DVC command of a night that was killed goes on without it
 
 
 def dvc(workspace: Workspace, *arguments: str, quiet: bool = True) -> None:
@@ -87,6 +88,7 @@ def erase_from_data(workspace: Workspace, batch_id: str) -> dict:
 @task(**SAFE)
 def restore_data(workspace: Workspace, pin: str) -> None:
     """Put back the data version whose `data.dvc` text is `pin`: a failed night leaves everything as it was."""
+    open_ledger(workspace).confirm()
     workspace.data_pin.write_text(pin)
     dvc(workspace, "checkout", "--force", "data.dvc")
     pipeline.prepare(workspace)

@@ -4,30 +4,44 @@ With GENREC_GPU_DEPLOYMENT set, a task hands its step to that deployment (flow `
 what the step left in the workspace, which both workers mount at the same path. Without it, it does the work itself.
 """
 
+from dataclasses import asdict
+from functools import partial
+
 from prefect.deployments import run_deployment
 
 from genrec.config import Workspace
-from genrec.errors import GenrecError
+from genrec.errors import GenrecError, OutageError
 
 TRIES = 3
 POLL_S = 2
+START_S = 1800  # a pool that grows on demand may take its time
 
 
 def on_gpu(workspace: Workspace, step: str, key: str, **arguments) -> bool:
     """Run a step of `flows.gpu` on the GPU worker and wait for its end; False, at once, when there is none.
 
     `key` names the work: asked again (by the night after a crash), the run under way is waited for, and one whose
-    worker died is started anew. Raises GenrecError when the step failed, or its worker died TRIES times.
+    worker died is started anew. Raises GenrecError when the step failed, or its worker died TRIES times; OutageError
+    when no worker takes it within START_S seconds.
     """
     deployment = workspace.settings.gpu_deployment
     if deployment is None:
         return False
-    parameters = {"home": str(workspace.root), "step": step, "arguments": arguments}
+    fence = workspace.fence and asdict(workspace.fence)  # the step writes under the lease of the flow that waits
+    parameters = {"home": str(workspace.root), "step": step, "arguments": arguments, "fence": fence}
     for number in range(TRIES):
         name = f"{step} {key} {number}"
-        run = run_deployment(
-            deployment, parameters=parameters, flow_run_name=name, idempotency_key=name, poll_interval=POLL_S
-        )
+        ask = partial(
+            run_deployment, deployment, parameters=parameters, flow_run_name=name, idempotency_key=name,
+            poll_interval=POLL_S,
+        )  # fmt: skip
+        run = ask(timeout=START_S)
+        if run.state.is_scheduled() or run.state.is_pending():
+            raise OutageError(
+                f"No worker took {name} on {deployment} within {START_S} s. Start one: prefect worker start --pool gpu."
+            )
+        if not run.state.is_final():
+            run = ask()  # for the same one, to its end
         if run.state.is_completed():
             return True
         if not (run.state.is_crashed() or run.state.is_cancelled()):

@@ -5,14 +5,15 @@ Nothing is cached: what a step has done is on disk, in MLflow or in the ledger, 
 
 from prefect.cache_policies import NO_CACHE
 
-from genrec.errors import GenrecError
+from genrec.errors import GenrecError, OutageError
 
 LIMIT_S = 12 * 3600
 
 
 def transient(_task, _run, state) -> bool:
     """Whether another try may help: a refusal (GenrecError) is an answer, anything else may be a lost connection."""
-    return not isinstance(state.result(raise_on_failure=False), GenrecError)
+    error = state.result(raise_on_failure=False)
+    return isinstance(error, OutageError) or not isinstance(error, GenrecError)
 
 
 ONCE = {"cache_policy": NO_CACHE}

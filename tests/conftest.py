@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
@@ -55,6 +56,13 @@ def make_workspace(home: Path) -> Path:
 def set_params(home: Path, **sections) -> None:
     """Write the tiny parameters, with some sections replaced."""
     (home / "params.yaml").write_text(params_yaml(Params.model_validate({**TINY, **sections})))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def own_environment():
+    """What commands set for a workspace in this process ends with the module."""
+    with patch.dict(os.environ):
+        yield
 
 
 @pytest.fixture(scope="session")

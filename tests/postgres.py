@@ -21,6 +21,21 @@ FAST = ("fsync=off", "synchronous_commit=off", "full_page_writes=off", "max_conn
 @dataclass(frozen=True)
 class Server:
     port: int
+    programs: Path
+    folder: Path
+
+    def start(self) -> None:
+        own = (f"port={self.port}", f"unix_socket_directories={self.folder}", "listen_addresses=127.0.0.1")
+        options = " ".join(f"-c {one}" for one in (*FAST, *own))
+        _run(self.programs / "pg_ctl", "-D", self.data, "-w", "-l", self.folder / "log", "-o", options, "start")
+
+    def stop(self) -> None:
+        """At once: every connection is cut, and the next start recovers from its log, as after a crash."""
+        _run(self.programs / "pg_ctl", "-D", self.data, "-m", "immediate", "stop")
+
+    @property
+    def data(self) -> Path:
+        return self.folder / "data"
 
     def url(self, database: str) -> str:
         return f"postgresql+psycopg://{USER}@127.0.0.1:{self.port}/{database}"
@@ -48,15 +63,13 @@ def server() -> Iterator[Server]:
     with tempfile.TemporaryDirectory(prefix="genrec-postgres-") as folder:
         if os.geteuid() == 0:
             shutil.chown(folder, USER)
-        data = Path(folder) / "data"
-        _run(programs / "initdb", "-D", data, "-U", USER, "-A", "trust", "-E", "UTF8", "--no-sync")
-        options = " ".join(f"-c {one}" for one in (*FAST, f"port={port}", f"unix_socket_directories={folder}"))
-        options += " -c listen_addresses=127.0.0.1"
-        _run(programs / "pg_ctl", "-D", data, "-w", "-l", Path(folder) / "log", "-o", options, "start")
+        running = Server(port, programs, Path(folder))
+        _run(programs / "initdb", "-D", running.data, "-U", USER, "-A", "trust", "-E", "UTF8", "--no-sync")
+        running.start()
         try:
-            yield Server(port)
+            yield running
         finally:
-            _run(programs / "pg_ctl", "-D", data, "-m", "immediate", "stop")
+            running.stop()
 
 
 def _run(*command: object) -> None:

@@ -1,5 +1,6 @@
 """Replacing files and folders so that a reader sees the old or the new one, whatever kills the writer."""
 
+import errno
 import json
 import math
 import os
@@ -10,6 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from genrec.errors import OutageError
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What a write says that finds no room: on the disk, in a quota, under a limit of the process."""
 
 
 def write_atomically(path: Path, write: Callable, mode: int = 0o644) -> None:
@@ -40,6 +46,21 @@ def write_json(path: Path, value: dict) -> dict:
     text = json.dumps(finite(value), indent=1, allow_nan=False) + "\n"
     write_atomically(path, lambda file: file.write(text.encode()))
     return json.loads(text)
+
+
+@contextmanager
+def room() -> Iterator[None]:
+    """Raises OutageError where a write finds the disk full; other errors pass."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise no_room(error) from error
+
+
+def no_room(error: Exception) -> OutageError:
+    return OutageError(f"A file cannot be written: {error}. Make room (genrec doctor, genrec purge run), then go on.")
 
 
 def recover(target: Path) -> None:

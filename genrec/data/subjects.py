@@ -16,6 +16,8 @@ from genrec.errors import DataError, RequestError
 
 FIELDS = {"user": ("user_id",), "concept": ("concept",), "item": ("item_id",), "interaction": ("user_id", "item_id")}
 TOMBSTONES = "tombstones.csv"
+LONGEST_ID = 512
+"""Characters of an id or a concept: at four bytes each PostgreSQL can still put it into an index."""
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
     interactions  user_id, item_id, timestamp (seconds, or an ordinal), rating (may be empty)
     items         item_id, title, text (what is embedded), concepts ('|' between them in CSV)
 
+An id or a concept holds no control character and at most 512 characters, as a request about it must.
 Erasure pins the split by one more column each: `split` of a row, `catalogue` of an item (see `genrec.data.erase`).
 Row numbers in messages count from 1 and do not count the header.
 """
@@ -10,6 +11,7 @@ Row numbers in messages count from 1 and do not count the header.
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +21,8 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
 from genrec.data.files import write_atomically
-from genrec.errors import DataError
+from genrec.data.subjects import LONGEST_ID
+from genrec.errors import DataError, printable
 
 SCHEMAS = {
     "interactions": pa.schema(
@@ -50,7 +53,7 @@ class Tables:
 
 def table_file(directory: Path, name: str) -> Path:
     """The one file of table `name` ("interactions" or "items"). Raises DataError when there is none, or two."""
-    found = [path for suffix in FORMATS if (path := directory / f"{name}.{suffix}").exists()]
+    found = [path for suffix in FORMATS if (path := directory / f"{name}.{suffix}").is_file()]
     if not found:
         raise DataError(f"{directory} has no {name}.csv and no {name}.parquet. Both tables are needed: see tables.py.")
     if len(found) > 1:
@@ -89,7 +92,8 @@ def unordered_rows(interactions: pa.Table) -> np.ndarray:
     users = interactions["user_id"].combine_chunks().dictionary_encode().indices.to_numpy(zero_copy_only=False)
     times = interactions["timestamp"].to_numpy()
     order = np.argsort(users, kind="stable")
-    earlier = (np.diff(times[order]) < 0) & (np.diff(users[order]) == 0)
+    users, times = users[order], times[order]
+    earlier = (times[1:] < times[:-1]) & (users[1:] == users[:-1])
     return np.sort(order[1:][earlier])
 
 
@@ -116,21 +120,35 @@ def _read(path: Path, name: str) -> pa.Table:
             )
         else:
             table = pq.read_table(path)
-    except (pa.ArrowException, OSError) as error:
+        table.validate(full=True)  # Parquet may hold strings that are not UTF-8
+        names = table.column_names
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         # A parse error quotes the whole row, which holds a user id.
-        reason = re.split(r"(?<=got \d): ", str(error).splitlines()[0])[0]
+        reason = printable(re.sub(r"(?s)(?<=got )(\d+): .*", r"\1", str(error)), 200)
         raise DataError(f"{path.name} cannot be read: {reason}. Write it as UTF-8 CSV or as Parquet.") from error
-    names = table.column_names
     if sorted(names) not in (sorted(schema.names), sorted([*schema.names, pin.name])):
         missing = sorted(set(schema.names) - set(names))
         extra = sorted(set(names) - {*schema.names, pin.name})
         raise DataError(
-            f"{path.name} has the columns {', '.join(names)}; expected exactly {', '.join(schema.names)}. "
-            f"Missing: {', '.join(missing) or 'none'}; to remove: {', '.join(extra) or 'none'}. No column may be twice."
+            f"{path.name} has the columns {_listed(names)}; expected exactly {_listed(schema.names)}. "
+            f"Missing: {_listed(missing)}; to remove: {_listed(extra)}. No column may be twice."
         )
     if pin.name in names:
         schema = schema.append(pin)
-    return pa.table([_column(table[f.name].combine_chunks(), f, path.name) for f in schema], schema=schema)
+    return pa.table([_column(_plain(table[f.name]), f, path.name) for f in schema], schema=schema)
+
+
+def _listed(names: list[str]) -> str:
+    return printable(", ".join(printable(name) for name in names) or "none", 300)
+
+
+def _plain(column: pa.ChunkedArray) -> pa.Array:
+    """The column in one piece, without dictionary encoding, text with short offsets."""
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    if pa.types.is_large_string(column.type):
+        column = column.cast(pa.string())
+    return column.combine_chunks()
 
 
 def _column(column: pa.Array, field: pa.Field, file: str) -> pa.Array:
@@ -138,14 +156,15 @@ def _column(column: pa.Array, field: pa.Field, file: str) -> pa.Array:
     if field.name == "concepts":
         return _concepts(column, where)
     if not _castable(column.type, field.type):
-        raise DataError(f"{where} has type {column.type}; expected {field.type}. Write it with that type.")
+        found = printable(str(column.type))
+        raise DataError(f"{where} has type {found}; expected {field.type}. Write it with that type.")
     if field.name == "rating" and pa.types.is_string(column.type):
         column = pc.if_else(pc.equal(column, ""), None, column)
     try:
         values = pc.cast(column, field.type)
     except pa.ArrowInvalid as error:
-        bad = [i for i, value in enumerate(column) if not _parses(value, field.type)]
-        quoted = ", ".join(repr(column[i].as_py()) for i in bad[:3])
+        bad = list(islice((i for i, value in enumerate(column) if not _parses(value, field.type)), 4))
+        quoted = ", ".join(printable(repr(column[i].as_py()), 40) for i in bad[:3])
         raise DataError(f"{where}: {quoted} in {rows_text(bad)} is not {field.type}. Correct the values.") from error
     if field.name in ("title", "text"):
         return values.fill_null("")
@@ -155,16 +174,15 @@ def _column(column: pa.Array, field: pa.Field, file: str) -> pa.Array:
     _refuse(where, pc.is_null(values), "empty", "Give every row a value.")
     if field.name in ("user_id", "item_id"):
         _refuse(where, pc.equal(values, ""), "empty", "Give every row an id.")
+        _refuse_unaskable(where, values)
     if field.name == "split":
         _refuse(where, pc.invert(pc.is_in(values, pa.array(SPLITS))), "unknown", f"Known: {', '.join(SPLITS)}.")
     return values
 
 
 def _castable(found: pa.DataType, wanted: pa.DataType) -> bool:
-    if pa.types.is_string(found) or pa.types.is_large_string(found):
+    if pa.types.is_string(found):
         return True
-    if pa.types.is_dictionary(found):
-        return _castable(found.value_type, wanted)
     if pa.types.is_int64(wanted):
         return pa.types.is_integer(found)
     if pa.types.is_float64(wanted):
@@ -174,16 +192,25 @@ def _castable(found: pa.DataType, wanted: pa.DataType) -> bool:
 
 
 def _concepts(column: pa.Array, where: str) -> pa.Array:
-    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+    if pa.types.is_string(column.type):
         lists = [text.split("|") if text else [] for text in column.to_pylist()]
-    elif pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
+    elif _is_list_of_strings(column.type):
         lists = [concepts or [] for concepts in column.to_pylist()]
     else:
-        raise DataError(f"{where} has type {column.type}; expected a list of strings, or '|'-separated text.")
-    bad = [i for i, c in enumerate(lists) if len(set(c)) < len(c) or any(not isinstance(x, str) or not x for x in c)]
+        found = printable(str(column.type))
+        raise DataError(f"{where} has type {found}; expected a list of strings, or '|'-separated text.")
+    bad = [i for i, concepts in enumerate(lists) if len(set(concepts)) < len(concepts) or not all(concepts)]
     if bad:
         raise DataError(f"{where}: empty or repeated concept in {rows_text(bad)}. Name each concept once.")
-    return pa.array(lists, pa.list_(pa.string()))
+    values = pa.array(lists, pa.list_(pa.string()))
+    _refuse_unaskable(where, values.flatten(), pc.list_parent_indices(values))
+    return values
+
+
+def _is_list_of_strings(type: pa.DataType) -> bool:
+    if not (pa.types.is_list(type) or pa.types.is_large_list(type)):
+        return False
+    return pa.types.is_string(type.value_type) or pa.types.is_large_string(type.value_type)
 
 
 def _parses(value: pa.Scalar, type: pa.DataType) -> bool:
@@ -194,10 +221,18 @@ def _parses(value: pa.Scalar, type: pa.DataType) -> bool:
     return True
 
 
-def _refuse(where: str, mask: pa.BooleanArray, what: str, remedy: str) -> None:
+def _refuse(where: str, mask: pa.BooleanArray, what: str, remedy: str, rows: pa.Array | None = None) -> None:
+    """Raise DataError where `mask` is true; `rows` are the row numbers of its places where these are not the same."""
     bad = np.flatnonzero(mask.fill_null(False).to_numpy(zero_copy_only=False))
     if len(bad):
-        raise DataError(f"{where}: {what} in {rows_text(bad)}. {remedy}")
+        raise DataError(f"{where}: {what} in {rows_text(bad if rows is None else rows.to_numpy()[bad])}. {remedy}")
+
+
+def _refuse_unaskable(where: str, names: pa.StringArray, rows: pa.Array | None = None) -> None:
+    """Refuse an id or a concept that no request could name: whoever it stands for could never be forgotten."""
+    _refuse(where, pc.match_substring_regex(names, r"\p{Cc}"), "a control character", "Remove it.", rows)
+    long = pc.greater(pc.utf8_length(names), LONGEST_ID)
+    _refuse(where, long, f"more than {LONGEST_ID} characters", "Shorten it everywhere.", rows)
 
 
 def _as_csv(table: pa.Table) -> pa.Table:
@@ -206,5 +241,5 @@ def _as_csv(table: pa.Table) -> pa.Table:
     lists = table["concepts"].combine_chunks()
     barred = [concept for concept in lists.flatten().to_pylist() if "|" in concept]
     if barred:
-        raise DataError(f"The concept {barred[0]!r} holds '|', which separates concepts in CSV. Replace it.")
+        raise DataError(f"The concept {printable(barred[0])!r} holds '|', which separates concepts in CSV. Replace it.")
     return table.set_column(table.column_names.index("concepts"), "concepts", pc.binary_join(lists, "|"))

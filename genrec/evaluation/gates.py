@@ -229,6 +229,7 @@ def drift_gate(before: Ranking, after: Ranking, so_far: float, params: GateParam
 
 
 def cost_gate(wall_s: float, retrain_s: float, params: GateParams) -> Gate:
+    """Wall time as a share of retraining's (not blocking)."""
     share = wall_s / retrain_s
     measure = Measure(share, share, share, 1)
     return _gate("cost", measure, AT_MOST, params.cost_share, "wall time as a share of retraining", blocking=False)

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from genrec.config import Params, known_params
+from genrec.data.files import no_room
 from genrec.errors import BundleError
 from genrec.models.adapter import Adapter, Overlay, adapted_model
 from genrec.models.backbone import Backbone, load_backbone, save_backbone
@@ -84,12 +85,30 @@ class Bundle:
 
 
 def save_bundle(bundle: Bundle, directory: Path) -> str:
-    """Write `bundle` as a new directory (by rename, so never half) and return its hash."""
-    from safetensors.torch import save_file
+    """Write `bundle` as a new directory (by rename, so never half) and return its hash.
+
+    Raises OutageError or OSError where the disk does not take it; `directory` is then what it was.
+    """
+    from safetensors import SafetensorError
 
     temporary = directory.with_name(directory.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
+    try:
+        _write_parts(bundle, temporary)
+    except SafetensorError as error:  # its OSError
+        raise no_room(error) from error
+    manifest = {"schema": SCHEMA, "backbone_hash": bundle.backbone.hash, "files": _hashes(temporary)}
+    manifest["bundle_hash"] = _manifest_hash(manifest)
+    _write_json(temporary / MANIFEST, manifest)
+    shutil.rmtree(directory, ignore_errors=True)
+    os.replace(temporary, directory)
+    return manifest["bundle_hash"]
+
+
+def _write_parts(bundle: Bundle, temporary: Path) -> None:
+    from safetensors.torch import save_file
+
     save_backbone(bundle.backbone, temporary / "backbone")
     (temporary / "adapter").mkdir()
     save_file(dict(bundle.adapter.state), temporary / "adapter" / "adapter_model.safetensors")
@@ -104,12 +123,6 @@ def save_bundle(bundle: Bundle, directory: Path) -> str:
     _write_json(temporary / "deny.json", sorted(bundle.deny))
     _write_json(temporary / "params.json", bundle.params.model_dump(mode="json"))
     _write_json(temporary / "lineage.json", bundle.lineage.__dict__ | {"requests": list(bundle.lineage.requests)})
-    manifest = {"schema": SCHEMA, "backbone_hash": bundle.backbone.hash, "files": _hashes(temporary)}
-    manifest["bundle_hash"] = _manifest_hash(manifest)
-    _write_json(temporary / MANIFEST, manifest)
-    shutil.rmtree(directory, ignore_errors=True)
-    os.replace(temporary, directory)
-    return manifest["bundle_hash"]
 
 
 def load_bundle(directory: Path) -> Bundle:
@@ -138,7 +151,6 @@ def load_bundle(directory: Path) -> Bundle:
             f"{manifest['backbone_hash'][:12]}. Rebuild the base model with `dvc repro`."
         )
     config = _read_json(directory / "adapter" / "adapter_config.json")
-    lineage = _read_json(directory / "lineage.json")
     return Bundle(
         backbone=backbone,
         adapter=Adapter(
@@ -147,7 +159,7 @@ def load_bundle(directory: Path) -> Bundle:
         table=load_table(directory / "sid_table.parquet"),
         codebooks=load_codebooks(directory / "codebooks.safetensors"),
         params=Params.model_validate(known_params(_read_json(directory / "params.json"))),
-        lineage=Lineage(**lineage | {"requests": tuple(lineage["requests"])}),
+        lineage=read_lineage(directory),
         overlays=tuple(_load_overlay(p) for p in sorted((directory / "overlays").glob("*.safetensors"))),
         deny=tuple(_read_json(directory / "deny.json")),
         titles=tuple(_read_json(directory / "titles.json")),
@@ -160,6 +172,12 @@ def _load_overlay(path: Path) -> Overlay:
     with safe_open(path, framework="pt") as file:
         axis = (file.metadata() or {}).get("axis", "out")  # files without it are older than the other axes
         return Overlay(path.stem, {name: file.get_tensor(name) for name in file.keys()}, axis)  # noqa: SIM118
+
+
+def read_lineage(directory: Path) -> Lineage:
+    """Where the bundle in `directory` comes from, without loading it."""
+    lineage = _read_json(directory / "lineage.json")
+    return Lineage(**lineage | {"requests": tuple(lineage["requests"])})
 
 
 def read_manifest(directory: Path) -> dict:

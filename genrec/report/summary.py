@@ -6,7 +6,6 @@ strict JSON; a time without a zone is taken as UTC; the record holds HMAC digest
 
 import json
 import math
-import os
 from datetime import UTC, datetime
 from numbers import Integral, Real
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from genrec.data.files import write_atomically
 from genrec.errors import DataError
 
 
@@ -175,13 +175,5 @@ def read_summary(path: Path) -> Summary:
 def write_atomic(path: Path, text: str) -> Path:
     """Write `text` to `path` so that a reader sees the old file or the new one, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_atomically(path, lambda file: file.write(text.encode()))
     return path

@@ -59,6 +59,14 @@ def head(engine: Engine) -> str:
         return connection.scalar(select(AuditRow.hash).order_by(AuditRow.seq.desc()).limit(1)) or START
 
 
+def rows(engine: Engine, about: str | None = None) -> list[dict]:
+    """The rows, oldest first, or those whose subject is `about`."""
+    query = select(*AuditRow.__table__.columns).order_by(AuditRow.seq)
+    with engine.connect() as connection:
+        found = connection.execute(query.where(AuditRow.subject == about) if about else query)
+        return [dict(row._mapping) for row in found]
+
+
 def verify_chain(engine: Engine, kept_head: str | None = None) -> int:
     """Recompute the chain; the number of rows checked.
 

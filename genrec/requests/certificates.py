@@ -7,7 +7,6 @@ comparing with a key from elsewhere.
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,9 +15,11 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_private_key, load_pem_public_key
 
+from genrec.data.files import write_atomically
 from genrec.errors import ConfigError, RequestError
 from genrec.requests.audit import canonical_json
 from genrec.requests.ledger import Request
+from genrec.secret import read_secret
 
 SCHEMA_VERSION = 1
 _EXACT = (
@@ -115,12 +116,7 @@ def issue(request: Request, facts: CertificateFacts, directory: Path, signing_ke
         if path.read_bytes() != content:
             raise RequestError(f"{path} holds another certificate of request {request.id}. Move it away to issue anew.")
         return path
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    write_atomically(path, lambda file: file.write(content))
     return path
 
 
@@ -191,9 +187,9 @@ def _signed(key: str, signature: str, digest: str) -> bool:
 
 
 def load_signing_key(path: Path) -> Ed25519PrivateKey:
-    """The Ed25519 key in a PEM file. Raises ConfigError for anything else."""
+    """The Ed25519 key in a PEM file for its owner only. Raises ConfigError for anything else."""
     try:
-        key = load_pem_private_key(path.read_bytes(), password=None)
+        key = load_pem_private_key(read_secret(path), password=None)
     except (OSError, ValueError, TypeError) as error:
         raise ConfigError(f"Signing key {path} cannot be read: {error}. {_MAKE_KEY}") from error
     if not isinstance(key, Ed25519PrivateKey):

@@ -8,10 +8,12 @@ from pathlib import Path
 
 from sqlalchemy import Engine, create_engine, event
 from sqlalchemy.engine import Connection, make_url
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import ArgumentError, OperationalError
 from sqlalchemy.orm import Session
 
-from genrec.errors import ConfigError
+from genrec.errors import ConfigError, OutageError, RequestError
+from genrec.requests.fence import Fence
+from genrec.requests.schema import LeaseRow
 
 BUSY_SECONDS = 30
 _WRITER_LOCK = 0x67656E726563  # any constant that all writers share
@@ -20,10 +22,16 @@ _WRITER_LOCK = 0x67656E726563  # any constant that all writers share
 def connect(url: str) -> Engine:
     """Engine for `url` (an SQLite file or PostgreSQL). A new SQLite file is for its owner only.
 
-    Its errors never show statement parameters, which may be a person's id. Raises ConfigError where SQLite has no file
-    and where the driver of PostgreSQL is not installed.
+    Its errors never show statement parameters, which may be a person's id. Raises ConfigError for what is no URL, where
+    SQLite has no file and where the driver of PostgreSQL is not installed.
     """
-    parsed = make_url(url)
+    try:
+        parsed = make_url(url)
+        parsed.get_dialect()
+    except ArgumentError as error:  # it may hold a password, so it is not shown
+        raise ConfigError(
+            "GENREC_LEDGER_URL is no URL of SQLite or PostgreSQL. Use sqlite:///PATH or postgresql://..."
+        ) from error
     if parsed.drivername == "postgresql":
         parsed = parsed.set(drivername="postgresql+psycopg")
     try:
@@ -44,7 +52,7 @@ def connect(url: str) -> Engine:
 def migrate(url: str) -> Engine:
     """Bring the database at `url` to the newest schema, and connect to it. Safe to call from many processes at once.
 
-    Raises ConfigError where the database cannot be reached or is not UTF-8.
+    Raises OutageError where the database cannot be reached, ConfigError where it is not UTF-8.
     """
     from alembic import command
     from alembic.config import Config
@@ -61,13 +69,13 @@ def migrate(url: str) -> Engine:
 
 @contextmanager
 def reaching(engine: Engine) -> Iterator[None]:
-    """Raises ConfigError, without the password, where the database cannot be reached."""
+    """Raises OutageError, without the password, where the database cannot be reached or does not take a write."""
     try:
         yield
     except OperationalError as error:
         cause = str(error.orig).splitlines()[0]
-        raise ConfigError(
-            f"The database {engine.url!r} cannot be opened: {cause}. Start it or give another URL."
+        raise OutageError(
+            f"The database {engine.url!r} does not answer: {cause}. Start it, or give another URL. See genrec doctor."
         ) from error
 
 
@@ -76,11 +84,29 @@ def writing(engine: Engine, *, locked: bool = True) -> Iterator[Session]:
     """One write transaction, alone in the whole ledger; committed at the end, rolled back on an exception.
 
     Writers wait for one another because each appends to one audit chain. With `locked=False` PostgreSQL lets others
-    write until `lock_writers`, which must come before the audit chain is read.
+    write until `lock_writers`, which must come before the audit chain is read. Raises RequestError, with nothing
+    written, where `engine` is `fenced` and the lease has been taken over.
     """
     options = engine.execution_options(genrec_write="locked" if locked else "open")
     with Session(options, expire_on_commit=False) as session, session.begin():
+        if fence := options.get_execution_options().get("genrec_fence"):
+            _refuse_outdated(session, fence)
         yield session
+
+
+def fenced(engine: Engine, fence: Fence | None) -> Engine:
+    """`engine` for the holder of a lease, whose acquisition waits for the same lock as the writes it ends."""
+    return engine.execution_options(genrec_fence=fence)
+
+
+def _refuse_outdated(session: Session, fence: Fence) -> None:
+    held = session.get(LeaseRow, fence.name)
+    if held is None or held.token != fence.token:
+        by = f"{held.holder!r} (token {held.token})" if held else "nobody"
+        raise RequestError(
+            f"Lease {fence.name!r} (token {fence.token}) has been taken over by {by}: nothing was written. This run "
+            "slept past its lease and ends here; the other one goes on with its work."
+        )
 
 
 def lock_writers(connection: Connection) -> None:

@@ -1,7 +1,7 @@
 """A lease: at most one holder of a name at a time, kept alive by a heartbeat, taken over when its holder dies.
 
-`token` grows with each acquisition, so that whoever stores it with their work can refuse a holder that came back
-from the dead. A holder that may have slept past its lease calls `renew` before a step that cannot be undone.
+`token` grows with each acquisition. A holder that slept past its lease notices nothing by itself, so it writes through
+its `fence`, which is compared in the transaction of every write (`genrec.requests.database.writing`).
 """
 
 import logging
@@ -14,6 +14,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from genrec.errors import RequestError
 from genrec.requests.database import writing
+from genrec.requests.fence import Fence
 from genrec.requests.schema import LeaseRow, utc
 
 log = logging.getLogger(__name__)
@@ -51,6 +52,10 @@ class Lease:
             expires = now + timedelta(seconds=ttl_seconds)
             session.merge(LeaseRow(name=name, holder=holder, token=token, acquired_at=now, expires_at=expires))
         return cls(engine, name, holder, token, now_fn, ttl_seconds)
+
+    @property
+    def fence(self) -> Fence:
+        return Fence(self.name, self.token)
 
     def renew(self) -> None:
         """Move the expiry to now + ttl. Raises RequestError when the lease has been taken over."""

@@ -15,14 +15,16 @@ from datetime import datetime, timedelta
 
 from sqlalchemy import ColumnElement, delete, select
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, undefer
 
 from genrec.config import RequestParams
-from genrec.data.subjects import FIELDS, Subject
+from genrec.data.subjects import FIELDS, LONGEST_ID, Subject
 from genrec.errors import RequestError, unknown
 from genrec.requests import audit
-from genrec.requests.database import lock_writers, migrate, scrub, writing
-from genrec.requests.refusal import LONGEST_ID, Known, free_text, refuse, storable
+from genrec.requests.database import fenced, lock_writers, migrate, scrub, writing
+from genrec.requests.deny import denied
+from genrec.requests.fence import Fence
+from genrec.requests.refusal import Known, free_text, refuse, storable
 from genrec.requests.schema import BatchRow, DenyRow, RequestRow, utc
 from genrec.requests.states import CLOSED, PERSONAL, TRANSITIONS, Request, shown, step
 
@@ -47,10 +49,13 @@ class Stage:
 
 
 class Ledger:
-    """The requests in the database at `url`, brought to the newest schema. `key` is the secret of the digests."""
+    """The requests in the database at `url`, brought to the newest schema. `key` is the secret of the digests.
 
-    def __init__(self, url: str, key: bytes, params: RequestParams):
-        self.engine = migrate(url)
+    With a `fence` every write is refused once that lease is another's.
+    """
+
+    def __init__(self, url: str, key: bytes, params: RequestParams, fence: Fence | None = None):
+        self.engine = fenced(migrate(url), fence)
         self._key = key
         self._params = params
 
@@ -90,9 +95,20 @@ class Ledger:
                 lock_writers(session.connection())
                 payload = {"kind": row.kind, "digest": digest}
                 audit.append(session.connection(), "received", row.id, payload, now=now)
-        except IntegrityError:  # another process was first: find its request
-            return self.submit(subject, known, now=now, idempotency_key=idempotency_key)
+        except IntegrityError as error:  # another process was first: find its request
+            with Session(self.engine) as session:
+                if existing := _existing(session, digest, idempotency):
+                    return existing
+            raise RequestError(
+                "There is an open request about this subject, or one with this key, that this role may not read "
+                "(deploy/roles.sql). Ask an operator for it."
+            ) from error
         return shown(row)
+
+    def confirm(self) -> None:
+        """Raises RequestError where the fence's lease is another's by now: for a step outside the database."""
+        with writing(self.engine):
+            pass
 
     def open_request(self, subject: Subject, known: Known) -> Request | None:
         """The open request about `subject`; None where `submit` would store one. Raises RequestError as it does."""
@@ -215,7 +231,7 @@ class Ledger:
             return None if batch is None else _view(session, batch)
 
     def set_stage(self, batch_id: str, stage: str, details: dict, *, now: datetime) -> None:
-        """Record that a batch has reached `stage`; `details` (JSON) join those recorded before. A repeat is a no-op."""
+        """Record that a batch has reached `stage`; `details` (JSON) join those recorded. A repeat is always a no-op."""
         with writing(self.engine) as session:
             _reach(session, _batch(session, batch_id), stage, details, now)
 
@@ -294,8 +310,7 @@ class Ledger:
 
     def deny_list(self) -> frozenset[str]:
         """Items that serving must not show now, whatever the model says."""
-        with Session(self.engine) as session:
-            return frozenset(session.scalars(select(DenyRow.item_id)))
+        return denied(self.engine)
 
     def tombstones(self) -> dict[str, frozenset[str]]:
         """Digests by kind of every subject that was forgotten: data that matches one must not come back."""
@@ -327,7 +342,7 @@ def _move(session: Session, row: RequestRow, state: str, *, now: datetime, **pay
 
 def _reach(session: Session, batch: BatchRow, stage: str, details: dict, now: datetime) -> None:
     merged = {**batch.details, **details}
-    if (batch.stage, batch.details) == (stage, merged):
+    if merged == batch.details if details else stage == batch.stage:
         return
     batch.stage, batch.details = stage, merged
     audit.append(session.connection(), "stage", batch.id, {"stage": stage, "details": details}, now=now)
@@ -368,7 +383,8 @@ def _batch(session: Session, batch_id: str) -> BatchRow:
 
 
 def _members(session: Session, batch_id: str) -> Sequence[RequestRow]:
-    return session.scalars(select(RequestRow).where(RequestRow.batch_id == batch_id).order_by(RequestRow.id)).all()
+    query = select(RequestRow).where(RequestRow.batch_id == batch_id).order_by(RequestRow.id)
+    return session.scalars(query.options(undefer(RequestRow.user_id))).all()
 
 
 def _view(session: Session, batch: BatchRow) -> Batch:

@@ -7,9 +7,6 @@ from dataclasses import dataclass
 from genrec.data.subjects import Subject
 from genrec.errors import RequestError, unknown
 
-LONGEST_ID = 512
-"""Characters of an id or a concept: at four bytes each PostgreSQL can still put it into an index."""
-
 
 @dataclass(frozen=True)
 class Known:

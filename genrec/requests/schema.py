@@ -75,7 +75,7 @@ class RequestRow(Base):
     id: Mapped[str] = mapped_column(String(32), primary_key=True)
     kind: Mapped[str] = mapped_column(String(16))
     digest: Mapped[str] = mapped_column(String(64), index=True)
-    user_id: Mapped[str | None] = mapped_column(Text)
+    user_id: Mapped[str | None] = mapped_column(Text, deferred=True)  # read only where it is needed
     item_id: Mapped[str | None] = mapped_column(Text)
     concept: Mapped[str | None] = mapped_column(Text)
     idempotency: Mapped[str | None] = mapped_column(String(64), unique=True)

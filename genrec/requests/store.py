@@ -10,4 +10,4 @@ def open_ledger(workspace: Workspace) -> Ledger:
     """Open it, creating the folder of an SQLite file."""
     if workspace.ledger_url.startswith("sqlite:///"):
         Path(workspace.ledger_url.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-    return Ledger(workspace.ledger_url, workspace.pseudonym_key(), workspace.params().requests)
+    return Ledger(workspace.ledger_url, workspace.pseudonym_key(), workspace.params().requests, workspace.fence)

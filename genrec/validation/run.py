@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from genrec.config import Params
 from genrec.data.tables import PINS, PREPARED, SCHEMAS, Tables
-from genrec.errors import DataError, ValidationFailed
+from genrec.errors import DataError, ValidationFailed, printable
 
 SHAPE = ("expect_table_columns_to_match_ordered_list", "expect_column_types")
 
@@ -59,7 +59,7 @@ class ValidationReport:
             elif not check.success:
                 examples = f" E.g. {'; '.join(check.examples)}." if check.examples else ""
                 lines.append(f"{check.suite}: {check.expectation} failed: {check.observed}.{examples}")
-        raise ValidationFailed("\n".join([*lines, "Correct the source and run `genrec data prepare` again."]))
+        raise ValidationFailed(" ".join([*lines, "Correct the source and run `genrec data prepare` again."]))
 
 
 def validate_raw(tables: Tables, params: Params) -> ValidationReport:
@@ -162,7 +162,7 @@ def _check(suite: str, result, table: pa.Table) -> Check:
         observed = str(found_text) if result.success else f"found {found_text}; expected {expected}"
     elif "value_set" in kwargs and "unexpected_count" not in found:
         lost = sorted(set(kwargs["value_set"]) - set(table[kwargs["column"]].to_pylist()))
-        observed, examples = f"{len(lost)} values missing", tuple(f"item {item}" for item in lost[:3])
+        observed, examples = f"{len(lost)} values missing", tuple(f"item {printable(item)}" for item in lost[:3])
     elif "unexpected_count" in found:
         observed = f"{found['unexpected_count']} of {found['element_count']} rows"
         if columns == ["rating"]:
@@ -185,7 +185,7 @@ def _exception(info: dict) -> str | None:
 def _example(table: pa.Table, row: int) -> str:
     values = [f"row {row + 1}"]
     if "item_id" in table.column_names:
-        values.append(f"item {table['item_id'][row].as_py()}")
+        values.append(f"item {printable(str(table['item_id'][row].as_py()))}")
     if "user_id" in table.column_names:
         user = table["user_id"][row].as_py()
         values.append("no user" if user is None else f"user~{hashlib.sha256(str(user).encode()).hexdigest()[:8]}")

@@ -31,7 +31,7 @@ class UnorderedRows(TableMetricProvider):
     def _pandas(cls, execution_engine, metric_domain_kwargs, **_):
         frame = _frame(execution_engine, metric_domain_kwargs)
         users = frame.groupby("user_id", sort=False)
-        wrong = users["timestamp"].diff().lt(0).fillna(False)
+        wrong = frame["timestamp"].lt(users["timestamp"].shift()).fillna(False)
         if "position" in frame:
             wrong |= frame["position"].ne(users.cumcount()).fillna(True)
         return [int(row) for row in frame.index[wrong]]

@@ -1,12 +1,7 @@
-"""A night that fails leaves everything as it was; a night that is killed is finished by the next run."""
+"""A night that fails leaves everything as it was. Nights that are killed: test_crash.py."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
+import re
 
 import pandas as pd
 import pytest
@@ -44,16 +39,19 @@ def snapshot(home):
 
 
 def test_bad_data_stops_the_night_before_any_model(home):
-    """A rating range the data breaks: the failed expectation is named, the champion and the data stay. The request
-    waits for the next night, which a later test here lets be killed first."""
+    """A rating range the data breaks: expectation and rows are named, the champion and the data stay."""
     before = snapshot(home)
     genrec(home, "forget", "user", someone(home, 3))
     set_params(home, data={**TINY["data"], "rating_max": 2.0})
     failed = genrec(home, "night", check=False)
     assert failed.returncode == 1
-    assert "rating" in failed.stderr
-    assert "Error: " in failed.stderr
-    assert requests_of(home)[-1]["state"] == "failed"
+    check = r"interactions: expect_column_values_to_be_between\(rating\) failed: \d+ of \d+ rows.* E\.g\. row \d+"
+    assert re.search(f"NightError: .*{check}", failed.stderr, re.DOTALL), failed.stderr
+    assert "Correct the source" in failed.stderr
+    assert "Traceback" not in failed.stderr
+    request = requests_of(home)[-1]
+    assert request["state"] == "failed"
+    genrec(home, "requests", "cancel", request["id"])
     set_params(home)
     assert snapshot(home) == before
     assert not list((home / "var" / "sealed").glob("*"))
@@ -78,48 +76,3 @@ def test_gates_that_do_not_pass_hold_the_champion(home):
     request = requests_of(home)[-1]
     assert request["state"] == "failed"
     genrec(home, "requests", "cancel", request["id"])
-
-
-@pytest.mark.parametrize("moment", ["attempt", "certified"])
-def test_a_killed_night_is_finished_by_the_next_run(home, moment):
-    genrec(home, "forget", "user", someone(home, 7))
-    old = champion_of(home)
-    environment = {**os.environ, "GENREC_HOME": str(home)}
-    environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    process = subprocess.Popen(
-        [sys.executable, "-m", "genrec.cli", "night"], cwd=home, env=environment, start_new_session=True
-    )
-    deadline = time.monotonic() + 120
-    while not reached(home, moment) and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    assert process.returncode == -signal.SIGKILL, "the night ended before it could be killed"
-    expire_lease(home)
-    genrec(home, "night")
-    requests = [r for r in requests_of(home) if r["state"] != "cancelled"]
-    assert {r["state"] for r in requests} == {"fulfilled"}
-    certificates = sorted(p.stem for p in (home / "reports" / "certificates").glob("*.json"))
-    assert certificates == sorted(r["id"] for r in requests)
-    assert int(champion_of(home)) > int(old)
-    assert not list((home / "var" / "sealed").glob("*"))
-    versions = json.loads(genrec(home, "models", "list", "--json").stdout)
-    attempts = [(v["tags"]["batch_id"], v["tags"]["attempt"]) for v in versions]
-    assert len(attempts) == len(set(attempts)), "a step was registered twice"
-
-
-def reached(home, moment: str) -> bool:
-    if moment == "erased":
-        return any((home / "var" / "sealed").glob("*.parquet"))
-    if moment == "attempt":
-        return any((home / "var" / "nights").glob("*/attempt-1.json"))
-    newest = max((home / "reports" / "certificates").glob("*.json"), key=lambda p: p.stat().st_mtime, default=None)
-    return newest is not None and newest.stat().st_mtime > time.time() - 1
-
-
-def expire_lease(home):
-    """The dead holder's lease would run out by itself after requests.lease_seconds."""
-    import sqlite3
-
-    with sqlite3.connect(home / "var" / "ledger.db") as database:
-        database.execute("UPDATE leases SET expires_at = '2000-01-01 00:00:00.000000'")

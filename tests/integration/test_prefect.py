@@ -4,12 +4,10 @@ import json
 import os
 import shutil
 import signal
-import socket
 import sqlite3
 import subprocess
-import sys
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from uuid import uuid4
@@ -21,35 +19,22 @@ import yaml
 
 from genrec.config import Settings
 from genrec.data.subjects import Subject
+from genrec.errors import OutageError
 from genrec.requests.refusal import Known
 from genrec.requests.store import open_ledger
 from tests.conftest import genrec
+from tests.servers import BIN, background, kill, prefect_server, wait_for
 from tests.webhook import http_server
 
 ROOT = Path(__file__).parents[2]
-BIN = Path(sys.executable).parent
 FINAL = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    """A Prefect server of its own on 127.0.0.1; yields its API URL and the environment to talk to it."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    home = tmp_path_factory.mktemp("prefect")
-    url = f"http://127.0.0.1:{port}/api"
-    environment = {**os.environ, "PREFECT_HOME": str(home), "PREFECT_API_URL": url, "PREFECT_WORKER_QUERY_SECONDS": "1"}
-    environment["PREFECT_SERVER_SERVICES_TRIGGERS_PROACTIVE_GRANULARITY"] = "PT1S"
-    environment["PATH"] = os.pathsep.join([str(BIN), os.environ["PATH"]])
-    command = [BIN / "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
-    with (home / "server.log").open("w") as log:
-        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
-    try:
-        wait_for(lambda: httpx.get(f"{url}/health").status_code == 200, 90)
-        yield url, environment
-    finally:
-        stop(process)
+    """A Prefect server of its own: its API URL and the environment to talk to it."""
+    with prefect_server(tmp_path_factory.mktemp("prefect")) as running:
+        yield running
 
 
 @pytest.fixture(scope="module")
@@ -61,26 +46,6 @@ def deployed(server, trained, tmp_path_factory):
     ours = {name: environment[name] for name in environment if name.startswith("PREFECT_")}
     said = [json.loads(genrec(home, "deploy", "--json", **ours).stdout) for _ in range(2)]
     return home, url, environment | {"GENREC_HOME": str(home)}, said
-
-
-def stop(process: subprocess.Popen) -> None:
-    """A worker may ignore its first SIGTERM: ask, then insist."""
-    os.killpg(process.pid, signal.SIGTERM)
-    try:
-        process.wait(5)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait(5)
-
-
-def wait_for(condition, seconds: float):
-    deadline = time.monotonic() + seconds
-    while True:
-        with suppress(httpx.HTTPError):  # not up yet
-            if value := condition():
-                return value
-        assert time.monotonic() < deadline, "timed out"
-        time.sleep(0.3)
 
 
 def post(url: str, **body):
@@ -117,25 +82,37 @@ def test_deploy_is_repeatable_and_the_cron_run_is_scheduled(deployed):
 
 
 @pytest.fixture
-def workers(deployed):
-    """A worker of each pool; their processes differ in LOGNAME, which MLflow writes into the runs they make."""
+def worker(deployed):
+    """Starts a worker of a pool; their processes differ in LOGNAME, which MLflow writes into the runs they make."""
     home, _, environment, _ = deployed
-    started = []
-    for pool in ("cpu", "gpu"):
-        own = {"LOGNAME": f"{pool}-worker", "GENREC_GPU_DEPLOYMENT": "gpu/gpu"}
-        command = [BIN / "prefect", "worker", "start", "--pool", pool]
-        with (home / f"{pool}.log").open("w") as log:
-            started.append(
-                subprocess.Popen(
-                    command, env=environment | own, cwd=ROOT, start_new_session=True, stdout=log, stderr=log
-                )
-            )
-    yield
-    for worker in started:
-        stop(worker)
+    with ExitStack() as running:
+
+        def start(pool: str) -> subprocess.Popen:
+            own = {"LOGNAME": f"{pool}-worker", "GENREC_GPU_DEPLOYMENT": "gpu/gpu"}
+            command = [BIN / "prefect", "worker", "start", "--pool", pool]
+            return running.enter_context(background(command, home / f"{pool}.log", environment | own))
+
+        yield start
 
 
-def test_a_breach_starts_a_night_whose_unlearning_runs_in_the_gpu_workers_process(deployed, workers):
+def test_training_and_calibration_run_in_the_gpu_workers_process(deployed, worker, monkeypatch):
+    from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+
+    from flows.calibrate import calibrate
+    from flows.train import train
+
+    home, url, _, _ = deployed
+    worker("gpu")
+    monkeypatch.setenv("GENREC_GPU_DEPLOYMENT", "gpu/gpu")
+    with temporary_settings({PREFECT_API_URL: url, PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
+        assert train(home=str(home))["verdict"] == "PASS"
+        assert [one["method"] for one in calibrate(home=str(home))] == ["ucan", "ucan_plus"]
+    steps = [(run["work_pool_name"], run["name"].split()[0], run["state_type"]) for run in runs(url, "gpu/gpu")]
+    assert steps == [("gpu", "reproduce_base", "COMPLETED"), ("gpu", "calibrate", "COMPLETED")]
+    assert who_made(home, "SELECT run_uuid FROM tags WHERE key = 'kind' AND value = 'calibration'") == "gpu-worker"
+
+
+def test_a_breach_starts_a_night_whose_unlearning_survives_the_loss_of_its_gpu_worker(deployed, worker):
     home, url, environment, _ = deployed
     rows = pd.read_parquet(home / "prepared" / "interactions.parquet")
     someone = sorted(rows[rows.split == "train"].user_id.unique())[4]
@@ -144,29 +121,43 @@ def test_a_breach_starts_a_night_whose_unlearning_runs_in_the_gpu_workers_proces
     due = json.loads(genrec(home, "breach", asked["id"], "--reason", "leaked file", "--json", **server).stdout)
     assert due["due_at"] < datetime.now(UTC).isoformat() < asked["due_at"]
 
+    worker("cpu")
+    lost = worker("gpu")
     night = wait_for(lambda: runs(url, "unlearn/on-demand"), 30)[0]
+    held = wait_for(lambda: [run for run in rungs(url) if run["state_type"] == "RUNNING"], 180)[0]
+    kill(lost)
+    with suppress(ProcessLookupError):  # it may have gone with its worker
+        os.kill(int(held["infrastructure_pid"].rpartition(":")[2]), signal.SIGKILL)
+    # what the automation tested below does, after three heartbeats of 30 s
+    post(f"{url}/flow_runs/{held['id']}/set_state", state={"type": "CRASHED"}, force=True)
+    worker("gpu")
     done = wait_for(lambda: ended(url, night["id"]), 180)
     assert done["state_type"] == "COMPLETED", done["state"]["message"]
     request = json.loads(genrec(home, "requests", "show", asked["id"], "--json").stdout)
     assert (request["state"], request["method"]) == ("fulfilled", "retrain")
 
-    steps = runs(url, "gpu/gpu")
-    assert [(run["work_pool_name"], run["name"].split()[0]) for run in steps] == [("gpu", "climb_rung")]
-    assert {task["name"] for task in tasks_of(url, steps[0])} == {"users: retrain"}
+    first, second = rungs(url)
+    assert [run["state_type"] for run in (first, second)] == ["CRASHED", "COMPLETED"]
+    assert second["work_pool_name"] == "gpu"
+    assert {task["name"] for task in tasks_of(url, second)} == {"users: retrain"}
     elsewhere = {task["name"].split("-")[0] for task in tasks_of(url, done)}
     assert {"claim_batch", "erase_from_data", "promote_candidate", "issue_certificates", "fulfil"} <= elsewhere
-    assert who_made_the_newest_version(home) == "gpu-worker"
-    assert done["infrastructure_pid"] != steps[0]["infrastructure_pid"]
+    assert who_made(home, "SELECT run_id FROM model_versions ORDER BY version DESC LIMIT 1") == "gpu-worker"
+    assert done["infrastructure_pid"] != second["infrastructure_pid"]
+
+
+def rungs(url: str) -> list[dict]:
+    return [run for run in runs(url, "gpu/gpu") if run["name"].startswith("climb_rung")]
 
 
 def tasks_of(url: str, run: dict) -> list[dict]:
     return post(f"{url}/task_runs/filter", flow_runs={"id": {"any_": [run["id"]]}})
 
 
-def who_made_the_newest_version(home: Path) -> str:
-    query = """SELECT tags.value FROM tags JOIN model_versions ON tags.run_uuid = model_versions.run_id
-               WHERE tags.key = 'mlflow.user' ORDER BY model_versions.version DESC"""
+def who_made(home: Path, run: str) -> str:
+    """The LOGNAME of the process that made an MLflow run, which a query names."""
     with sqlite3.connect(home / "mlruns" / "mlflow.db") as database:
+        query = f"SELECT value FROM tags WHERE key = 'mlflow.user' AND run_uuid = ({run})"
         return database.execute(query).fetchone()[0]
 
 
@@ -224,6 +215,19 @@ def test_a_run_whose_heartbeats_stop_is_crashed_and_a_night_starts_anew(deployed
     new = wait_for(lambda: [r for r in runs(url, "unlearn/on-demand") if r["id"] not in before], 20)
     assert new[0]["parameters"] == {"trigger": "after a crash"}
     assert new[0]["expected_start_time"] > datetime.now(UTC).isoformat()
+
+
+def test_a_step_that_no_gpu_worker_takes_is_not_waited_for_without_end(deployed, monkeypatch):
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    from tasks.gpu import on_gpu
+
+    home, url, _, _ = deployed
+    monkeypatch.setattr("tasks.gpu.START_S", 1)
+    workspace = Settings(home=home, gpu_deployment="gpu/gpu").workspace
+    said = r"No worker took calibrate today 0 on gpu/gpu within 1 s\. Start one: prefect worker start --pool gpu"
+    with temporary_settings({PREFECT_API_URL: url}), pytest.raises(OutageError, match=said):
+        on_gpu(workspace, "calibrate", "today", at="today")
 
 
 def test_a_task_that_takes_too_long_ends_with_its_children_and_only_lost_connections_are_tried_again(server, tmp_path):

@@ -13,7 +13,7 @@ from genrec.data.prepare import prepare
 from genrec.data.sequences import load_dataset
 from genrec.data.version import data_version
 from genrec.models.bundle import save_bundle
-from genrec.night import open_registry
+from genrec.night import open_registry, register_candidate
 from genrec.promotion import promote
 from genrec.registry import CHAMPION
 from genrec.requests.intake import known_of
@@ -53,7 +53,7 @@ class Past:
             shutil.copytree(shop / name, home / name)
         (home / "params.yaml").write_text(params_yaml(params))
         (home / "dvc.yaml").write_text(STAGES)
-        self.workspace = Settings(home=home, pseudonym_key="key", **settings).workspace
+        self.workspace = Settings(**{"home": home, "pseudonym_key": "key"} | settings).workspace
         Repo.init(str(home), no_scm=True).close()
         self.registry, self.ledger = open_registry(self.workspace), open_ledger(self.workspace)
         self.pin()
@@ -90,16 +90,13 @@ class Past:
     ) -> str:
         """A version of the one bundle, with a lineage of its own; `data`: its data version, default the current."""
         data = data or self.data_version
-        lineage = {"method": method, "batch_id": batch, "requests": tuple(requests), "parent": parent or None}
+        lineage = {"method": method, "batch_id": batch, "requests": tuple(requests), "parent": parent}
         lineage["retrain_s"] = float(len(self.registry.versions()))  # else the same bundle is the same version
         directory = self.workspace.var / "candidate"
-        save_bundle(self.bundle.with_lineage(data_version=data, **lineage), directory)
-        tags = {
-            "method": method, "batch_id": batch, "attempt": "1", "verdict": verdict, "parent": parent,
-            "requests": " ".join(requests), "data_version": data, "code_version": "c0",
-            "gate.utility": verdict,
-        }  # fmt: skip
-        number = self.registry.register(directory, metrics={"ndcg@10": 0.1}, params={}, tags=tags)
+        bundle = self.bundle.with_lineage(data_version=data, code_version="c0", **lineage)
+        save_bundle(bundle, directory)
+        result = {"number": 1, "verdict": verdict, "gates": [{"name": "utility", "verdict": verdict}]}
+        number = register_candidate(self.registry, directory, bundle.lineage, result, {"ndcg@10": 0.1}, 0)
         shutil.rmtree(directory)
         return number
 

@@ -3,10 +3,13 @@
 import json
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 from sqlalchemy import delete, select, update
+from typer.testing import CliRunner
 
+from genrec.cli import app
 from genrec.errors import RequestError
 from genrec.requests.audit import append, canonical_json, head, verify_chain
 from genrec.requests.database import migrate, writing
@@ -93,3 +96,19 @@ def test_canonical_json_has_one_text_per_value():
     assert canonical_json({"b": [1, 2.5], "a": "ü"}) == '{"a":"ü","b":[1,2.5]}'
     with pytest.raises(ValueError, match="JSON"):
         canonical_json(float("nan"))
+
+
+def test_through_the_command_line(engine):
+    def run(*arguments):
+        environment = {"GENREC_LEDGER_URL": str(engine.url), "GENREC_HOME": str(Path(engine.url.database).parent)}
+        return CliRunner().invoke(app, ["audit", *arguments, "--json"], env=environment)
+
+    assert json.loads(run("verify").stdout) == {"rows": ROWS, "head": head(engine)}
+    assert [row["seq"] for row in json.loads(run("list").stdout)] == [1, 2, 3, 4]
+    assert [row["payload"] for row in json.loads(run("list", "--about", "r-1").stdout)] == ['{"a":null,"é":1}']
+    assert "ends before the kept head" in str(run("verify", "--head", "f" * 64).exception)
+    with engine.begin() as connection:
+        connection.execute(update(AuditRow).where(AuditRow.seq == 3).values(payload="{}"))
+    failed = run("verify")
+    assert failed.exit_code == 1
+    assert "Audit row 3 is broken" in str(failed.exception)

@@ -8,7 +8,9 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.rsa import generate_private_key
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
+from typer.testing import CliRunner
 
+from genrec.cli import app
 from genrec.errors import ConfigError, RequestError
 from genrec.requests.certificates import CertificateFacts, GateFigure, issue, verify
 from genrec.requests.ledger import Request
@@ -43,6 +45,7 @@ FACTS = CertificateFacts("d1", "d2", "h1", "h2", "6", "7", GATES)
 
 def write_key(path, key):
     path.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    path.chmod(0o600)
     public = path.with_suffix(".pub")
     public.write_bytes(key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
     return path, public
@@ -160,3 +163,19 @@ def test_wrong_keys_and_files_are_named(tmp_path, keys):
         (tmp_path / "bad.json").write_text(text)
         with pytest.raises(RequestError, match="no certificate"):
             verify(tmp_path / "bad.json")
+
+
+def test_through_the_command_line_without_a_workspace(tmp_path, keys):
+    def run(*arguments):
+        command = ["certificate", "verify", *map(str, arguments), "--json"]
+        return CliRunner().invoke(app, command, env={"GENREC_HOME": str(tmp_path / "nowhere")})
+
+    path = issue(REQUEST, FACTS, tmp_path, keys[0])
+    found = run(path, "--public-key", keys[1])
+    assert found.exit_code == 0
+    assert json.loads(found.stdout)["signer_known"] is True
+    path.write_text(path.read_text().replace("tracer", "retrain"))
+    found = run(path)
+    assert found.exit_code == 1
+    assert json.loads(found.stdout)["ok"] is False
+    assert "it was changed after it was issued" in str(found.exception)

@@ -154,7 +154,7 @@ def test_ledger_and_audit_chain(home):
 
 def test_keys(home):
     (home / "var" / "pseudonym.key").chmod(0o640)
-    assert_broken(home, "keys", "pseudonym.key has mode 640", "chmod 600")
+    assert_broken(home, "keys", "pseudonym.key has mode 640: others can read it. Run chmod 600", "the file")
     (home / "var" / "pseudonym.key").chmod(0o600)
     (home / "signing.pem").write_text("no key")
     assert_broken(home, "keys", "Signing key", "GENREC_SIGNING_KEY")

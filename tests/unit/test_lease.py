@@ -1,6 +1,7 @@
 """The lease: one holder at a time, a heartbeat, and a takeover that the dead holder notices."""
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -40,6 +41,19 @@ def test_a_live_lease_is_refused_naming_holder_and_expiry(engine):
         pytest.raises(RequestError, match=r"held by 'worker-1' until 2031-05-04T03:03:01\+00:00"),
     ):
         Lease.acquire(engine, "night", "worker-2", Clock(), 60)
+
+
+def test_of_many_that_start_together_one_gets_it(engine):
+    def acquire(holder):
+        try:
+            return Lease.acquire(engine, "night", holder, Clock(), 60)
+        except RequestError:
+            return None
+
+    with ThreadPoolExecutor(6) as pool:
+        held = [lease for lease in pool.map(acquire, "abcdef") if lease]
+    assert [lease.token for lease in held] == [1]
+    held[0].release()
 
 
 def test_names_do_not_disturb_one_another(engine):

@@ -333,7 +333,8 @@ def test_a_crash_between_claim_and_fulfil_resumes_the_same_batch(url, ledger):
     reopened = Ledger(url, KEY, RequestParams())
     again = reopened.claim(now=NOW + timedelta(hours=1))
     assert (again.id, again.subjects, again.claimed_at, again.stage) == (first.id, first.subjects, NOW, "climbed")
-    reopened.set_stage(first.id, "climbed", {"rung": "ucan"}, now=NOW)
+    for stage, details in (("erased", {"data_version": "d2", "rows": 3}), ("climbed", {"rung": "ucan"})):
+        reopened.set_stage(first.id, stage, details, now=NOW)  # as the resumed run does, from the start
     assert reopened.stage(first.id).details == {"data_version": "d2", "rows": 3, "rung": "ucan"}
     assert rows(ledger, AuditRow) == events
     assert len(fulfil(reopened, again)) == 1

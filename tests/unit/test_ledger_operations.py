@@ -10,12 +10,11 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from genrec.config import RequestParams
-from genrec.data.subjects import FIELDS, Subject
-from genrec.errors import ConfigError, GenrecError, RequestError
+from genrec.data.subjects import FIELDS, LONGEST_ID, Subject
+from genrec.errors import ConfigError, GenrecError, OutageError, RequestError
 from genrec.requests.audit import verify_chain
 from genrec.requests.database import connect, migrate, writing
 from genrec.requests.ledger import Known, Ledger
-from genrec.requests.refusal import LONGEST_ID
 from genrec.requests.schema import AuditRow, RequestRow
 
 NOW = datetime(2031, 5, 4, 3, 2, 1, tzinfo=UTC)
@@ -215,7 +214,7 @@ def test_a_database_that_could_not_hold_every_id_is_refused(postgres):
 
 
 def test_a_server_that_is_not_there_is_named_without_its_password():
-    with pytest.raises(ConfigError, match=r"127\.0\.0\.1:1/ledger .*cannot be opened") as caught:
+    with pytest.raises(OutageError, match=r"127\.0\.0\.1:1/ledger .*does not answer.* Start it") as caught:
         migrate("postgresql://genrec:hidden@127.0.0.1:1/ledger")
     assert "hidden" not in str(caught.value)
 

@@ -223,3 +223,10 @@ def test_reapply_refuses_data_that_holds_somebody_forgotten(past, shop):
         shutil.move(kept, past.workspace.prepared)
     assert past.champion == champion
     assert history(past.workspace).knows("1") == {past.person, past.concept}
+
+
+def test_a_night_of_thousands_of_requests_is_registered_with_all_of_them(past):
+    """A list of them would be longer than a tag of MLflow may be."""
+    requests = [f"r-{number:010}" for number in range(10_000)]
+    number = past.register("retrain", "b-large", requests)
+    assert of_version(past.workspace, number)["requests"] == requests

@@ -1,0 +1,64 @@
+"""Commands for whoever checks: the audit chain, and a certificate on its own."""
+
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from genrec.errors import RequestError
+from genrec.terminal import Json, open_workspace, show
+
+audit_app = typer.Typer(no_args_is_help=True, help="The audit chain of the ledger.")
+certificate_app = typer.Typer(no_args_is_help=True, help="Certificates of fulfilled requests.")
+
+
+@contextmanager
+def _reading():
+    """The ledger's database as it is: an auditor may neither migrate it nor have the workspace's key."""
+    from genrec.requests.database import connect, reaching
+
+    engine = connect(open_workspace().ledger_url)
+    with reaching(engine):
+        yield engine
+
+
+@audit_app.command("verify")
+def audit_verify(
+    kept: Annotated[str | None, typer.Option("--head", help="hash kept from an earlier run; shows a cut end")] = None,
+    as_json: Json = False,
+) -> None:
+    """Recompute the whole chain: its length and its newest hash. Keep that hash outside the database."""
+    from genrec.requests.audit import head, verify_chain
+
+    with _reading() as engine:
+        newest = head(engine)  # read first: rows that are written meanwhile come after it
+        show({"rows": verify_chain(engine, kept), "head": newest}, as_json)
+
+
+@audit_app.command("list")
+def audit_list(
+    about: Annotated[str | None, typer.Option(help="only this request, batch or version")] = None, as_json: Json = False
+) -> None:
+    """The rows of the chain, oldest first."""
+    from genrec.requests.audit import rows
+
+    with _reading() as engine:
+        found = rows(engine, about)
+    show(found, as_json, [{k: row[k] for k in ("seq", "at", "event", "subject", "payload")} for row in found], "audit")
+
+
+@certificate_app.command("verify")
+def certificate_verify(
+    file: Path,
+    public_key: Annotated[Path | None, typer.Option(help="PEM file: the key that must have signed it")] = None,
+    as_json: Json = False,
+) -> None:
+    """Recompute hash, signature and gates of a certificate, offline and without a workspace; exit code 1 if wrong."""
+    from genrec.requests.certificates import verify
+
+    result = verify(file, public_key)
+    show(asdict(result) | {"ok": result.ok}, as_json)
+    if not result.ok:
+        raise RequestError(f"{file.name} is not sound: {' '.join(result.problems)} Ask the issuer for the original.")

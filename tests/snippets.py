@@ -1,0 +1,37 @@
+"""The fenced blocks of the documentation, and the commands in them."""
+
+import re
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+FENCE = re.compile(r"^```(\w*) ?(?:title=\"([^\"\n]+)\")?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Block:
+    """One fenced block: its language ("" when none is named), its title, its text."""
+
+    language: str
+    title: str | None
+    text: str
+
+
+def blocks(page: Path) -> list[Block]:
+    return [Block(language, title or None, text) for language, title, text in FENCE.findall(page.read_text())]
+
+
+def commands(text: str) -> list[list[str]]:
+    """The words of each command of shell lines; what a line pipes to or chains with && is a command of its own."""
+    found: list[list[str]] = []
+    for line in text.replace("\\\n", " ").splitlines():
+        lexer = shlex.shlex(line, posix=True, punctuation_chars="&|;()")
+        lexer.whitespace_split = True
+        found.append([])
+        for word in lexer:
+            if set(word) <= set("&|;()"):
+                found.append([])
+            else:
+                found[-1].append(word)
+    return [words for words in found if words]

@@ -1,0 +1,125 @@
+"""The documentation holds: generated pages are current, links lead somewhere, commands and snippets are real."""
+
+import logging
+import re
+import runpy
+from pathlib import Path
+
+import pytest
+import typer
+import yaml
+from mkdocs.commands.build import build
+from mkdocs.config import load_config
+
+from genrec.cli import app
+from genrec.config import Params
+from genrec.data.tables import read_tables
+from tests.snippets import ROOT, Block, blocks, commands
+
+PAGES = [*sorted((ROOT / "docs").rglob("*.md")), ROOT / "README.md", ROOT / "deploy" / "README.md"]
+BLOCKS = [pytest.param(page, block, id=f"{page.relative_to(ROOT)}:{i}") for page in PAGES
+          for i, block in enumerate(blocks(page))]  # fmt: skip
+SHELL = ("bash", "sh", "")
+PROGRAMS = {
+    ".", "cd", "chmod", "createdb", "docker", "dvc", "export", "genrec", "make", "openssl", "pip", "prefect", "python",
+}  # fmt: skip
+ROOT_COMMAND = typer.main.get_command(app)
+
+
+def of(*languages: str):
+    return [param for param in BLOCKS if param.values[1].language in languages]
+
+
+def parse(words: list[str]) -> None:
+    """Parse a `genrec` command as the command line would, without running it; raises a usage error."""
+    command, rest = ROOT_COMMAND, words[1:]
+    while hasattr(command, "commands"):
+        assert rest, f"{' '.join(words)} is a group, not a command"
+        assert rest[0] in command.commands, f"{' '.join(words)}: no command {rest[0]!r}"
+        command, rest = command.commands[rest[0]], rest[1:]
+    command.make_context(words[0], list(rest))
+
+
+@pytest.mark.parametrize(("page", "block"), of(*SHELL))
+def test_every_command_is_one_that_exists(page: Path, block: Block):
+    for words in commands(block.text) if block.language else [c for c in _plain(block.text) if c[0] == "genrec"]:
+        assert words[0] in PROGRAMS, words
+        if words[0] == "genrec":
+            parse(words)
+
+
+def _plain(text: str) -> list[list[str]]:
+    """Commands of a block without a language, which may be a figure or what a command printed."""
+    return [words for line in text.splitlines() if line.startswith("genrec ") for words in commands(line)]
+
+
+def test_a_wrong_command_or_option_would_be_found():
+    parse(["genrec", "data", "fetch", "tables", "--from", "x"])
+    for wrong, said in {
+        "data fetsh x": "no command", "data": "is a group", "data fetch tables --form x": "No such option",
+        "power --power 2": "less than or equal to", "models rollback 1 2": "unexpected extra argument",
+    }.items():  # fmt: skip
+        with pytest.raises(Exception, match=said):
+            parse(["genrec", *wrong.split()])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_commands_in_the_text_exist(page):
+    text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    for named in re.findall(r"`genrec ([a-z][^`]*)`", text):
+        command = ROOT_COMMAND
+        for word in named.split():
+            if not hasattr(command, "commands") or not re.fullmatch("[a-z]+", word):
+                break
+            assert word in command.commands, f"{page.name}: genrec {named}"
+            command = command.commands[word]
+
+
+@pytest.mark.parametrize(("page", "block"), of("yaml"))
+def test_yaml_is_yaml_and_parameters_are_known(page, block):
+    tree = yaml.safe_load(block.text)
+    if block.title == "params.yaml":
+        Params.model_validate(tree)
+
+
+@pytest.mark.parametrize(("page", "block"), of("python"))
+def test_python_runs(page, block):
+    exec(compile(block.text, str(page), "exec"), {})
+
+
+def test_the_tables_of_the_tutorial_are_tables(tmp_path):
+    for block in blocks(ROOT / "docs" / "tutorial.md"):
+        if block.language == "csv":
+            (tmp_path / Path(block.title).name).write_text(block.text)
+    tables = read_tables(tmp_path)
+    assert set(tables.interactions["item_id"].to_pylist()) <= set(tables.items["item_id"].to_pylist())
+
+
+def test_the_method_in_the_docs_is_the_one_in_the_code():
+    (block,) = [b for b in blocks(ROOT / "docs" / "how-to" / "add-a-method.md") if b.language == "python"]
+    code = (ROOT / "genrec" / "unlearning" / "finetune.py").read_text()
+    assert code.endswith(block.text)
+
+
+def test_every_language_of_a_block_is_one_that_is_checked():
+    assert {block.language for page in PAGES for block in blocks(page)} <= {*SHELL, "python", "yaml", "csv"}
+
+
+def test_the_reference_is_what_the_code_says():
+    generate = runpy.run_path(str(ROOT / "docs" / "generate.py"))
+    old = [name for name, text in generate["pages"]().items() if (generate["FOLDER"] / name).read_text() != text]
+    assert not old, "out of date: run `python docs/generate.py`"
+
+
+def test_the_site_builds_without_a_warning(tmp_path, caplog):
+    with caplog.at_level(logging.WARNING, "mkdocs"):
+        build(load_config(str(ROOT / "mkdocs.yml"), site_dir=str(tmp_path)))
+    page = (tmp_path / "index.html").read_text()
+    assert 'href="tutorial/"' in page
+    assert "fonts.googleapis.com" not in page
+
+
+@pytest.mark.parametrize("page", PAGES[-2:], ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_outside_of_the_site_lead_to_files(page):
+    linked = re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text())
+    assert [target for target in linked if not (page.parent / target).exists()] == []

@@ -18,6 +18,7 @@ from genrec.cli_calibration import calibration_app
 from genrec.cli_models import lineage_app, models_app, purge_app
 from genrec.cli_operate import operate_app
 from genrec.cli_requests import forget_app, requests_app
+from genrec.cli_sid import sid_app
 from genrec.errors import DataError, GenrecError
 from genrec.terminal import Json, attempt_rows, measure_rows, open_workspace, request_rows, run_flow, show
 
@@ -25,7 +26,6 @@ app = typer.Typer(
     no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False, help=__doc__.split("\n")[0]
 )
 data_app = typer.Typer(no_args_is_help=True, help="Fetch, check and prepare data.")
-sid_app = typer.Typer(no_args_is_help=True, help="Semantic IDs.")
 stage_app = typer.Typer(no_args_is_help=True, help="The DVC stages, one command each (dvc.yaml calls them).")
 for name, group in {
     "data": data_app, "sid": sid_app, "forget": forget_app, "requests": requests_app, "models": models_app,
@@ -128,21 +128,6 @@ def data_concepts(as_json: Json = False) -> None:
 
 
 # --- base model -----------------------------------------------------------------------------------------------------
-
-
-@sid_app.command("report")
-def sid_report(as_json: Json = False) -> None:
-    """Quality report of the workspace's SID table."""
-    path = open_workspace().artefacts / "sid" / "quality.json"
-    if not path.exists():
-        raise DataError("No SIDs in this workspace. Build them: dvc repro sid.")
-    report = json.loads(path.read_text())
-    if as_json:
-        show(report, True)
-        return
-    show({k: v for k, v in report.items() if k != "levels"}, False)
-    rows = [{k: round(v, 3) if isinstance(v, float) else v for k, v in level.items()} for level in report["levels"]]
-    show(None, False, [{k: row.get(k) for k in rows[0]} for row in rows], "levels")
 
 
 @app.command()

@@ -97,3 +97,177 @@ def bench_ledger(
     if file:
         write_json(file, result)
     show(result, False)
+
+
+@bench_app.command("sid")
+def bench_sid(
+    items: Annotated[int, typer.Option(min=256, help="how many vectors")] = 1_000_000,
+    dim: Annotated[int, typer.Option(min=2, help="dimensions of a vector")] = 384,
+    file: Annotated[Path | None, typer.Option("--json", help="write the figures here")] = None,
+) -> None:
+    """RQ-KMeans (3 x 256) against three plain faiss k-means on the same simulated vectors, in one run."""
+    from genrec.bench import sid
+    from genrec.data.files import write_json
+    from genrec.pipeline import code_version
+
+    result = {"code_version": code_version(), **sid.run(items, dim, seed=0).as_dict()}
+    if file:
+        write_json(file, result)
+    show(result, False)
+
+
+Measured = Annotated[str, typer.Option("--bundle", help="untrained, champion, or a bundle's folder of this workspace")]
+History = Annotated[int, typer.Option(min=1, help="items in the history of a user")]
+Items = Annotated[int, typer.Option(min=100, help="items of the untrained model")]
+
+
+@bench_app.command("decode")
+def bench_decode(
+    items: Items = 12_000,
+    batch: Annotated[int, typer.Option(min=1, help="users searched at once")] = 64,
+    beam: Annotated[int, typer.Option(min=1)] = 20,
+    history: History = 20,
+    repeats: Annotated[int, typer.Option(min=1, help="how often everything is timed")] = 5,
+    large: Annotated[int, typer.Option(min=100, help="items of the large simulated catalogue")] = 1_000_000,
+    bundle: Measured = "untrained",
+    users: Annotated[int, typer.Option(min=1, help="test users of a trained model to score exactly")] = 256,
+    file: Annotated[Path | None, typer.Option("--json", help="write the figures here")] = None,
+) -> None:
+    """Beam search against `generate` of Hugging Face, the prompt alone, no masks and (trained models) exact scoring."""
+    from genrec.bench import decode
+    from genrec.data.files import write_json
+    from genrec.pipeline import code_version
+
+    measured, histories = _measured(bundle, items, users)
+    setting = decode.Setting(batch, beam, history, repeats)
+    result = decode.run(measured, setting, histories, large, seed=0, device=_device())
+    result = {"code_version": code_version(), "bundle": bundle, **result}
+    if file:
+        write_json(file, result)
+    rows = [{key: c[key] for key in ("name", "ratio", "bar", "holds", "compares")} for c in result["claims"]]
+    show(result, False, rows, "decoding")
+
+
+@bench_app.command("serve")
+def bench_serve(
+    items: Items = 12_000,
+    history: History = 20,
+    repeats: Annotated[int, typer.Option(min=2, help="calls of each batch size")] = 50,
+    bundle: Measured = "untrained",
+    file: Annotated[Path | None, typer.Option("--json", help="write the figures here")] = None,
+) -> None:
+    """Users per second and latency of `recommend` at batch 1, 8 and 64 on this device."""
+    from genrec.bench import serve
+    from genrec.data.files import write_json
+    from genrec.pipeline import code_version
+
+    measured, _ = _measured(bundle, items, 0)
+    result = serve.run(measured, history, repeats, seed=0, device=_device())
+    result = {"code_version": code_version(), "bundle": bundle, **result}
+    if file:
+        write_json(file, result)
+    show(result, False, result["loads"], "serving")
+
+
+def _device():
+    import torch
+
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _measured(name: str, items: int, users: int):
+    """The bundle to measure, and the test histories of `users` users, drawn by seed 0; none for an untrained model."""
+    import numpy as np
+
+    from genrec.bench.decode import random_bundle
+    from genrec.data.sequences import load_dataset
+    from genrec.errors import BundleError
+    from genrec.evaluation.ranking import held_out
+    from genrec.models.bundle import load_bundle
+    from genrec.night import open_registry
+
+    if name == "untrained":
+        return random_bundle(items, 0), []
+    workspace = open_workspace()
+    if name == "champion":
+        registry = open_registry(workspace)
+        bundle = registry.bundle(registry.champion().number)
+    else:
+        bundle = load_bundle(Path(name))
+    dataset = load_dataset(workspace.prepared)
+    if dataset.item_ids != bundle.table.item_ids:
+        raise BundleError(f"--bundle {name} is not of the catalogue in {workspace.prepared}. Run it in its workspace.")
+    cases = held_out(dataset).histories
+    drawn = np.random.default_rng(0).permutation(len(cases))[:users]
+    return bundle, [cases[case] for case in drawn]
+
+
+@bench_app.command("quality")
+def bench_quality(
+    data: Annotated[
+        Path | None, typer.Option(help="a workspace, or a folder with a source's raw files or two tables")
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="how many seeds, from that of the workspace on")] = 3,
+    rivals: Annotated[
+        str, typer.Option(help="rivals, separated by commas; sasrec always takes part")
+    ] = "sasrec,item_knn,popularity",
+    whole: Annotated[bool, typer.Option("--whole", help="the architecture with all weights trained as well")] = False,
+    file: Annotated[Path | None, typer.Option("--json", help="write everything here")] = None,
+) -> None:
+    """Recall, NDCG and MRR of the served model and its rivals on the test items, full ranking, each against SASRec.
+
+    An interrupted run goes on where it stopped: finished models are kept by content.
+    """
+    import json
+
+    from genrec.bench import quality
+    from genrec.bench.unlearn import open_bench
+    from genrec.data.files import write_json
+    from genrec.pipeline import code_version
+    from genrec.rivals import check_rivals
+
+    order = quality.Order(seeds, check_rivals(_names(rivals)), whole)
+    workspace = bench_workspace(open_workspace(), data)
+    from tasks.data import dvc
+
+    typer.echo("base model: dvc repro (reuses what is up to date)", err=True)
+    dvc(workspace, "repro", "train", quiet=False)
+    result = quality.run(open_bench(workspace), order, _device(), lambda line: typer.echo(line, err=True))
+    prepared = json.loads((workspace.prepared / "prepare.json").read_text())
+    result = {"code_version": code_version(), "tied_targets": prepared["tied_targets"], **result}
+    if file:
+        write_json(file, result)
+    show(None, False, quality.summary_rows(result), "quality")
+
+
+@bench_app.command("train")
+def bench_train(
+    data: Annotated[
+        Path | None, typer.Option(help="a workspace, or a folder with a source's raw files or two tables")
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="of ours; default: train.epochs")] = None,
+    loop_epochs: Annotated[int, typer.Option(min=1, help="of the Trainer loop")] = 3,
+    minutes: Annotated[float, typer.Option(min=0, help="time limit of either training")] = 30,
+    batch: Annotated[int, typer.Option(min=1, help="samples per step of the Trainer loop")] = 128,
+    users: Annotated[int, typer.Option(min=1, help="validation users that are ranked at each look")] = 1000,
+    file: Annotated[Path | None, typer.Option("--json", help="write the figures here")] = None,
+) -> None:
+    """Our training against transformers.Trainer over sliding windows: time to the same NDCG@10, tokens per second."""
+    from genrec.bench import train
+    from genrec.data.files import write_json
+    from genrec.data.sequences import load_dataset
+    from genrec.models.bundle import load_bundle
+    from genrec.pipeline import code_version
+
+    workspace = bench_workspace(open_workspace(), data)
+    from tasks.data import dvc
+
+    typer.echo("base model: dvc repro (reuses what is up to date)", err=True)
+    dvc(workspace, "repro", "train", quiet=False)
+    bundle = load_bundle(workspace.artefacts / "bundle")
+    setting = train.Setting(epochs or bundle.params.train.epochs, loop_epochs, minutes, batch, users)
+    result = train.run(bundle, load_dataset(workspace.prepared), setting, lambda line: typer.echo(line, err=True))
+    result = {"code_version": code_version(), **result}
+    if file:
+        write_json(file, result)
+    show({key: value for key, value in result.items() if not isinstance(value, dict)}, False)

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Literal
 
 import yaml
-from pydantic import BaseModel, Field, SecretStr, ValidationError
+from pydantic import BaseModel, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from genrec.audit_params import BenchParams, RelearnParams
 from genrec.errors import ConfigError, unknown
 from genrec.requests.fence import Fence
+from genrec.rivals_params import RivalsParams
 from genrec.secret import read_secret
 from genrec.section import Section
 from genrec.unlearning_params import UnlearningParams
@@ -47,10 +48,26 @@ class EmbedParams(Section):
     batch_size: int = Field(128, ge=1)
 
 
+class RqVaeParams(Section):
+    """Training of the encoder in front of the codebooks (`genrec.sid.rq_vae`)."""
+
+    hidden: int = Field(256, ge=1, description="width of the hidden layer of encoder and decoder")
+    latent: int = Field(32, ge=1, description="dimensions of the latent that is quantised")
+    steps: int = Field(3000, ge=1, description="optimiser steps (Adam)")
+    batch_size: int = Field(1024, ge=1, description="items per step")
+    learning_rate: float = Field(1e-3, gt=0)
+    commitment: float = Field(0.25, ge=0, description="beta: weight of the latent's pull towards its codes")
+
+
 class SidParams(Section):
+    quantiser: Literal["rq_kmeans", "rq_vae"] = Field("rq_kmeans", description="rq_kmeans, or rq_vae: a learnt latent")
     levels: int = Field(3, ge=2, le=8, description="codebook levels before the dedup digit")
     codes: int | Literal["auto"] = Field("auto", description="codes per level; auto follows the catalogue size")
     iterations: int = Field(25, ge=1, description="k-means iterations per level")
+    collisions: Literal["dedup", "repair"] = Field(
+        "dedup", description="items with equal codes get a dedup digit, or (repair) the next nearest free codes"
+    )
+    rq_vae: RqVaeParams = RqVaeParams()
 
     def codes_for(self, items: int) -> int:
         """Codes per level for a catalogue of `items`: 256 from 10k items, else about 40 items per level-1 code."""
@@ -60,13 +77,25 @@ class SidParams(Section):
 
 
 class ArchitectureParams(Section):
-    """The causal transformer built from a config (Llama blocks)."""
+    """The model under the adapter. Its shape is ignored by `pretrained`, which has the checkpoint's own."""
 
+    name: Literal["llama", "t5", "pretrained"] = Field(
+        "llama", description="causal Llama blocks, T5 as in TIGER, or a Hugging Face causal LM with SID tokens added"
+    )
+    checkpoint: str | None = Field(None, description="Hugging Face name or folder, for pretrained alone")
+    dtype: Literal["float32", "bfloat16"] = Field("float32", description="of the frozen backbone; LoRA is float32")
     hidden: int = Field(96, ge=8)
-    layers: int = Field(3, ge=1)
+    layers: int = Field(3, ge=1, description="of T5 as many in the encoder as in the decoder")
     heads: int = Field(4, ge=1)
+    head_width: int | None = Field(None, ge=2, description="dimensions of a head; null: hidden / heads")
     feed_forward: int = Field(256, ge=8)
     window: int = Field(50, ge=2, description="items of history the model sees")
+
+    @model_validator(mode="after")
+    def _checkpoint_of_pretrained(self) -> "ArchitectureParams":
+        if (self.name == "pretrained") != (self.checkpoint is not None):
+            raise ValueError("name pretrained needs a checkpoint, and no other name takes one")
+        return self
 
 
 class BackboneParams(Section):
@@ -88,11 +117,25 @@ class TrainParams(Section):
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout on the LoRA input")
     epochs: int = Field(10, ge=1)
     batch_tokens: int = Field(6400, ge=64, description="tokens per optimiser step, padding counted")
+    accumulate: int = Field(1, ge=1, description="passes a step is split into: less memory, the same step")
     learning_rate: float = Field(3e-3, gt=0)
     weight_decay: float = Field(0.01, ge=0)
     warmup: float = Field(0.05, ge=0, lt=1, description="share of steps with rising learning rate; cosine after")
     clip_norm: float = Field(1.0, gt=0)
     checkpoint_epochs: int = Field(4, ge=1, description="write a resumable checkpoint every so many epochs")
+
+
+class ProbeParams(Section):
+    """Health probes of the base training (`genrec.training.probes`): past a limit it stops with an error."""
+
+    users: int = Field(128, ge=2, description="validation users sampled, decoded at once")
+    every: int = Field(4, ge=1, description="epochs of the adapter between two looks; there is always one at the end")
+    distinct_items: int = Field(15, ge=0, description="fewest different items in the top 10 over the sample")
+    history_effect: float = Field(
+        0.001, description="least rise of the NLL when a history is replaced by another user's, nat/token"
+    )
+    invalid_sids: float = Field(0.5, ge=0, le=1, description="largest share of greedy decodings that are no item's SID")
+    dead_codes: float = Field(0.5, ge=0, le=1, description="largest share of a level's codes that no item has")
 
 
 class DecodingParams(Section):
@@ -178,11 +221,13 @@ class Params(Section):
     architecture: ArchitectureParams = ArchitectureParams()
     backbone: BackboneParams = BackboneParams()
     train: TrainParams = TrainParams()
+    probes: ProbeParams = ProbeParams()
     decoding: DecodingParams = DecodingParams()
     unlearning: UnlearningParams = UnlearningParams()
     gates: GateParams = GateParams()
     relearn: RelearnParams = RelearnParams()
     bench: BenchParams = BenchParams()
+    rivals: RivalsParams = RivalsParams()
     requests: RequestParams = RequestParams()
     calibration: CalibrationParams = CalibrationParams()
     router: RouterParams = RouterParams()

@@ -44,6 +44,10 @@ class OutageError(GenrecError):
     """The database, MLflow, a GPU worker or the disk gave out: a night breaks off as it is, and the next goes on."""
 
 
+class TrainingError(GenrecError):
+    """A training went bad and was stopped."""
+
+
 class UnlearningError(GenrecError):
     """A method could not run, or ran and did nothing."""
 

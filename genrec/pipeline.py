@@ -8,11 +8,13 @@ import json
 import subprocess
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from genrec.config import Workspace
+from genrec.data.files import write_json
 from genrec.errors import DataError
 
 
@@ -72,16 +74,16 @@ def sid(workspace: Workspace) -> dict:
     import pyarrow.parquet as pq
 
     from genrec.data.sequences import load_dataset
-    from genrec.sid import quantise, table
+    from genrec.sid import build, quantise, table
     from genrec.sid.quality import quality_report
     from genrec.validation.run import validate_sids
 
     params, dataset, embeddings = workspace.params(), load_dataset(workspace.prepared), load_embeddings(workspace)
-    codes = params.sid.codes_for(len(embeddings))
-    codebooks = quantise.fit(embeddings, params.sid.levels, codes, params.sid.iterations, params.seed)
-    sids = table.build_table(dataset.item_ids, quantise.assign(embeddings, codebooks), codes)
+    codebooks = build.fit_codebooks(embeddings, params)
+    sids = build.assign_table(dataset.item_ids, embeddings, codebooks, params.sid.collisions)
+    sids = replace(sids, lineage=build.lineage(dataset.texts, embeddings, codebooks, params))
     validate_sids(table.to_arrow(sids), pq.read_table(workspace.prepared / "items.parquet")).raise_for_failure()
-    quality = quality_report(sids, dataset.concepts, params.seed)
+    quality = quality_report(sids, dataset.concepts, params.seed) | build.quantisation(sids, embeddings, codebooks)
     out = workspace.artefacts / "sid"
     out.mkdir(parents=True, exist_ok=True)
     table.save_table(sids, out / "sid_table.parquet")
@@ -91,31 +93,47 @@ def sid(workspace: Workspace) -> dict:
 
 
 def backbone(workspace: Workspace) -> dict:
-    """SIDs and embeddings -> artefacts/backbone. No interaction is read."""
+    """SIDs, embeddings and, for a pretrained one, titles -> artefacts/backbone. No interaction is read."""
+    import pyarrow.parquet as pq
+
     from genrec.models.backbone import save_backbone
     from genrec.sid.table import load_table
+    from genrec.training import probes
     from genrec.training.base import train_backbone
+    from genrec.training.loop import is_main_process
 
+    params = workspace.params()
     table = load_table(workspace.artefacts / "sid" / "sid_table.parquet")
+    probes.check({"dead codes": probes.dead_codes(table)}, params.probes)
+    titles = []
+    if params.architecture.name == "pretrained":
+        items = pq.read_table(workspace.prepared / "items.parquet", columns=["item_id", "title"]).sort_by("item_id")
+        titles = items["title"].to_pylist()
     started = time.perf_counter()
     trained, curve = train_backbone(
-        table, load_embeddings(workspace), workspace.params(),
+        table, load_embeddings(workspace), params, titles,
         checkpoint=workspace.var / "checkpoints" / "backbone.safetensors", progress=True,
     )  # fmt: skip
-    save_backbone(trained, workspace.artefacts / "backbone")
-    _curve(workspace.artefacts / "backbone_curve.csv", curve.losses)
+    if is_main_process():
+        save_backbone(trained, workspace.artefacts / "backbone")
+        _curve(workspace.artefacts / "backbone_curve.csv", curve.losses)
     return {"loss": curve.losses[-1], "seconds": round(time.perf_counter() - started, 1)}
 
 
 def train(workspace: Workspace) -> dict:
-    """Backbone and interactions -> artefacts/bundle: the base model."""
+    """Backbone and interactions -> artefacts/bundle, the base model, and artefacts/probes.json, how healthy it is.
+
+    Raises TrainingError when a health probe fails, and then writes neither.
+    """
     from genrec.data.sequences import load_dataset
     from genrec.data.version import data_version
     from genrec.models.backbone import load_backbone
     from genrec.models.bundle import Bundle, Lineage, save_bundle
     from genrec.sid.quantise import load_codebooks
     from genrec.sid.table import load_table
+    from genrec.training import probes
     from genrec.training.base import train_adapter
+    from genrec.training.loop import is_main_process
     from genrec.training.rows import whole
 
     params, dataset = workspace.params(), load_dataset(workspace.prepared)
@@ -123,18 +141,22 @@ def train(workspace: Workspace) -> dict:
     base = load_backbone(workspace.artefacts / "backbone")
     histories = [(u, dataset.training_rows(u)) for u in range(len(dataset.user_ids))]
     rows = whole((u, items) for u, items in histories if len(items))
+    health = probes.prepare(dataset, table, params)
     started = time.perf_counter()
     adapter, curve = train_adapter(
         base, rows, table, params,
-        checkpoint=workspace.var / "checkpoints" / "adapter.safetensors", progress=True,
+        checkpoint=workspace.var / "checkpoints" / "adapter.safetensors", progress=True, watch=health.watch(),
     )  # fmt: skip
     seconds = round(time.perf_counter() - started, 1)
+    if not is_main_process():
+        return {"loss": curve.losses[-1], "seconds": seconds}
     lineage = Lineage(data_version(workspace.data_pin), code_version(), retrain_s=seconds)
     codebooks = load_codebooks(workspace.artefacts / "sid" / "codebooks.safetensors")
     bundle = Bundle(base, adapter, table, codebooks, params, lineage, titles=dataset.titles)
+    figures = write_json(workspace.artefacts / "probes.json", health.check(bundle.model()))
     bundle_hash = save_bundle(bundle, workspace.artefacts / "bundle")
     _curve(workspace.artefacts / "train_curve.csv", curve.losses)
-    return {"loss": curve.losses[-1], "seconds": seconds, "bundle_hash": bundle_hash}
+    return {"loss": curve.losses[-1], "seconds": seconds, "bundle_hash": bundle_hash, "probes": figures}
 
 
 def evaluate(workspace: Workspace) -> dict:

@@ -51,13 +51,14 @@ def show(value: Any, as_json: bool, rows: list[dict] | None = None, title: str =
         typer.echo(f"No {title or 'rows'}.")
         return
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(title=title or None)
     for column in rows[0]:
         table.add_column(column, overflow="fold")
     for row in rows:
-        table.add_row(*("" if v is None else str(v) for v in row.values()))
+        table.add_row(*("" if v is None else escape(str(v)) for v in row.values()))
     Console(width=None if sys.stdout.isatty() else 140).print(table)
 
 

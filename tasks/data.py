@@ -22,6 +22,8 @@ from tasks.gpu import on_gpu
 from tasks.options import LONG, SAFE
 
 DVC_TRIES = 20  # seven minutes in all: the DVC command of a night that was killed goes on without it
+DVC_BUSY = ("Unable to acquire lock", "is busy, it is being blocked by")
+"""What DVC says while another command holds the repository, or a path it reads or writes."""
 
 
 def dvc(workspace: Workspace, *arguments: str, quiet: bool = True) -> None:
@@ -29,7 +31,7 @@ def dvc(workspace: Workspace, *arguments: str, quiet: bool = True) -> None:
 
     Raises DataError with the last lines DVC printed.
     """
-    command = [sys.executable, "-m", "dvc", *arguments, *(["--quiet"] if quiet else [])]
+    command = [sys.executable, "-m", "dvc", *arguments]  # its --quiet would hide errors too
     path = os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", "")])
     environment = {**os.environ, "PATH": path, "GENREC_HOME": str(workspace.root)}
     for attempt in range(DVC_TRIES):
@@ -45,7 +47,7 @@ def dvc(workspace: Workspace, *arguments: str, quiet: bool = True) -> None:
         if process.returncode == 0:
             return
         said = f"{out or ''}{err or ''}".strip()
-        if "Unable to acquire lock" not in said:
+        if not any(busy in said for busy in DVC_BUSY):
             break
         time.sleep(2.0 * (attempt + 1))
     raise DataError(

@@ -1,21 +1,15 @@
 """The bench's matrix: every method on every erasure, each cell written once, so that an interrupted bench resumes."""
 
-import hashlib
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
-import genrec
 from genrec.bench.candidates import ORIGINAL, RETRAINED, Bench, Case, run
+from genrec.bench.cells import code_hash, content_key, kept
 from genrec.bench.erasures import Erasure
-from genrec.data.files import write_json
 from genrec.errors import ConfigError, unknown
 from genrec.unlearning import METHODS
-
-CODE = ("bench", "evaluation", "models", "sid", "training", "unlearning")
 
 
 def check_methods(names: Sequence[str]) -> tuple[str, ...]:
@@ -26,23 +20,12 @@ def check_methods(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys((ORIGINAL, RETRAINED, *names)))
 
 
-def code_hash() -> str:
-    """SHA-256 of the sources a figure depends on: a cell made by other code is measured again."""
-    root, digest = Path(genrec.__file__).parent, hashlib.sha256()
-    for path in sorted(path for folder in CODE for path in (root / folder).rglob("*.py")):
-        digest.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
-    return digest.hexdigest()
-
-
 def cell_key(bench: Bench, erasure: Erasure, name: str, code: str) -> str:
     """What a cell depends on, as one hash: base model, code, erasure, seed, the method's parameters and the limits."""
     params = bench.params
     settings = [params.gates, params.relearn, params.unlearning.model_dump(exclude={"user_ladder", "concept_ladder"})]
     facts = [bench.identity, code, erasure.label, erasure.seed, name, params.seed, repr(settings)]
-    digest = hashlib.sha256(json.dumps(facts).encode())
-    for indices in (erasure.users, erasure.items):
-        digest.update(np.ascontiguousarray(indices, np.int64).tobytes() + b"|")
-    return digest.hexdigest()[:32]
+    return content_key(facts, [erasure.users, erasure.items])
 
 
 def fill(
@@ -57,8 +40,7 @@ def fill(
         done.add(what)
         for name in (n for n in everything if not (again and n in (ORIGINAL, RETRAINED))):
             path = bench.folder / "cells" / f"{cell_key(bench, erasure, name, code)}.json"
-            reused = path.exists()
-            record = json.loads(path.read_text()) if reused else write_json(path, run(case, name))
+            record, reused = kept(path, lambda case=case, name=name: run(case, name))
             took = f"{record['seconds']:.1f} s" if "seconds" in record else record["reason"]
             say(f"{erasure.label}, seed {erasure.seed}, {name}: {record['verdict']}, {took}{' (reused)' * reused}")
             records.append(record)

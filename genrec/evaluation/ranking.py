@@ -4,13 +4,14 @@ Item-level hits (a SID names one item, so a colliding prefix is no hit for its n
 removed from the ranking. Names and definitions follow RecBole and torchmetrics.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from torch import nn
 
-from genrec.data.sequences import HOLDOUT, TEST, Dataset
+from genrec.data.sequences import HOLDOUT, TEST, TRAIN, VALID, Dataset
+from genrec.errors import DataError
 from genrec.evaluation.statistics import Bootstrap, Measure, mean
 from genrec.models.beam import beam_search, encode_histories, exact_scores
 from genrec.models.bundle import Bundle
@@ -31,13 +32,19 @@ class Cases:
         rows = np.flatnonzero(mask)
         return Cases(self.users[rows], tuple(self.histories[i] for i in rows), self.targets[rows])
 
+    def sample(self, count: int, seed: int) -> "Cases":
+        """At most `count` of them, drawn by `seed`, in their order."""
+        mask = np.zeros(len(self.users), bool)
+        mask[np.random.default_rng(seed).permutation(len(mask))[:count]] = True
+        return self.select(mask)
+
 
 @dataclass(frozen=True)
 class Ranking:
     """What a model did with each case.
 
     top: item indices int64 [n, 10], -1 where none; rank: 0-based rank of the target within the beam, or -1;
-    nll: mean NLL of the target's tokens (nat per token) float64 [n].
+    nll: mean NLL of the target's tokens (nat per token) float64 [n], NaN of a model without tokens.
     """
 
     top: np.ndarray
@@ -53,6 +60,17 @@ class Ranking:
     def mrr(self, k: int) -> np.ndarray:
         return self.recall(k) / (np.maximum(self.rank, 0) + 1.0)
 
+    def figures(self) -> dict[str, np.ndarray]:
+        """Recall, NDCG and MRR at 5 and 10, each float64 [n]."""
+        found = {}
+        for k in (5, TOP):
+            found |= {f"recall@{k}": self.recall(k), f"ndcg@{k}": self.ndcg(k), f"mrr@{k}": self.mrr(k)}
+        return found
+
+    def coverage(self, items: int) -> float:
+        """Share of the `items` of the catalogue that are in somebody's top 10."""
+        return len(np.unique(self.top[self.top >= 0])) / items
+
     def select(self, mask: np.ndarray) -> "Ranking":
         return Ranking(self.top[mask], self.rank[mask], self.nll[mask])
 
@@ -65,6 +83,16 @@ def held_out(dataset: Dataset, split: int = TEST) -> Cases:
     rows, users = rows[keep], users[keep]
     histories = tuple(dataset.items[dataset.offsets[u] : r] for u, r in zip(users, rows, strict=True))
     return Cases(users, histories, dataset.items[rows].astype(np.int64))
+
+
+def validation_cases(dataset: Dataset, users: int, seed: int) -> Cases:
+    """The validation items of at most `users` users, drawn by `seed`. Raises DataError when fewer than two have one."""
+    cases = held_out(dataset, VALID).sample(users, seed)
+    if len(cases.users) < 2:
+        raise DataError(
+            f"{len(cases.users)} users have a validation item, at least 2 are needed. Add data, or lower data.k_core."
+        )
+    return cases
 
 
 def training_histories(dataset: Dataset, users: Sequence[int]) -> list[tuple[int, np.ndarray]]:
@@ -85,20 +113,19 @@ def rank(bundle: Bundle, model: nn.Module, cases: Cases, exact: bool = False) ->
     exact: score every item instead of searching.
     """
     decoding, window = bundle.params.decoding, bundle.params.architecture.window
-    beam = max(TOP, decoding.beam)
+    beam, device = max(TOP, decoding.beam), next(model.parameters()).device
     top = np.full((len(cases.targets), TOP), -1, np.int64)
     place = np.full(len(cases.targets), -1, np.int64)
     order = np.argsort([len(h) for h in cases.histories], kind="stable")
     for part in np.array_split(order, max(1, -(-len(order) // decoding.batch_size))):
         if len(part) == 0:
             continue
-        prompts = encode_histories([cases.histories[i] for i in part], bundle.table, window)
+        prompts = encode_histories([cases.histories[i] for i in part], bundle.table, window).to(device)
         if exact:
-            items = (
-                exact_scores(model, prompts, bundle.table).topk(min(beam, bundle.index.items), dim=1).indices.numpy()
-            )
+            items = exact_scores(model, prompts, bundle.table).topk(min(beam, bundle.index.items), dim=1).indices
         else:
-            items = beam_search(model, prompts, bundle.index, beam)[0].numpy()
+            items = beam_search(model, prompts, bundle.index_on(device), beam)[0]
+        items = items.cpu().numpy()
         top[part, : items.shape[1]] = items[:, :TOP]
         hit = items == cases.targets[part][:, None]
         place[part] = np.where(hit.any(1), hit.argmax(1), -1)
@@ -107,19 +134,38 @@ def rank(bundle: Bundle, model: nn.Module, cases: Cases, exact: bool = False) ->
 
 def target_nll(bundle: Bundle, model: nn.Module, cases: Cases) -> np.ndarray:
     """Mean NLL of each target's tokens given its history, nat per token: float64 [n]."""
-    window = bundle.params.architecture.window
-    rows = []
-    for history, target in zip(cases.histories, cases.targets, strict=True):
-        items = np.append(history[-(window - 1) :], target)
-        rows.append(Row(items, len(items) - 1))
-    total, count = token_nll(model, rows, bundle.table)
+    total, count = token_nll(model, target_rows(cases, bundle.params.architecture.window), bundle.table)
     return total / np.maximum(count, 1)
+
+
+def target_rows(cases: Cases, window: int) -> list[Row]:
+    """Rows of at most `window` items whose only target is that of the case."""
+    histories = [history[-(window - 1) :] for history in cases.histories]
+    return [
+        Row(np.append(history, target), len(history)) for history, target in zip(histories, cases.targets, strict=True)
+    ]
+
+
+def rank_scores(scores: Callable[[Sequence[np.ndarray]], np.ndarray], cases: Cases, batch_size: int = 128) -> Ranking:
+    """Rank the whole catalogue by `scores(histories)` [batch, items], highest first, ties by item index."""
+    top = np.full((len(cases.targets), TOP), -1, np.int64)
+    place = np.empty(len(cases.targets), np.int64)
+    order = np.argsort([len(h) for h in cases.histories], kind="stable")
+    for part in np.array_split(order, -(-len(order) // batch_size)):
+        items = np.argsort(-scores([cases.histories[i] for i in part]), axis=1, kind="stable")
+        top[part, : items.shape[1]] = items[:, :TOP]
+        place[part] = (items == cases.targets[part][:, None]).argmax(1)
+    return Ranking(top, place, np.full(len(place), np.nan))
+
+
+def training_counts(dataset: Dataset) -> np.ndarray:
+    """Training rows of each item, int64 [items]."""
+    return np.bincount(dataset.items[dataset.split == TRAIN], minlength=len(dataset.item_ids))
 
 
 def popularity_ranks(dataset: Dataset, cases: Cases) -> np.ndarray:
     """0-based rank of each target when items are ranked by training count, ties by item index: int64 [n]."""
-    counts = np.bincount(dataset.items[dataset.split == 0], minlength=len(dataset.item_ids))
-    order = np.argsort(-counts, kind="stable")
+    order = np.argsort(-training_counts(dataset), kind="stable")
     place = np.empty(len(order), np.int64)
     place[order] = np.arange(len(order))
     return place[cases.targets]
@@ -127,12 +173,8 @@ def popularity_ranks(dataset: Dataset, cases: Cases) -> np.ndarray:
 
 def utility(ranking: Ranking, items: int, plan: Bootstrap) -> dict[str, Measure]:
     """Recall, NDCG and MRR at 5 and 10, test NLL per token, and coverage of the catalogue by the top 10."""
-    figures = {}
-    for k in (5, 10):
-        figures[f"recall@{k}"] = mean(ranking.recall(k), plan)
-        figures[f"ndcg@{k}"] = mean(ranking.ndcg(k), plan)
-        figures[f"mrr@{k}"] = mean(ranking.mrr(k), plan)
+    figures = {name: mean(values, plan) for name, values in ranking.figures().items()}
     figures["test NLL"] = mean(ranking.nll, plan)
-    covered = len(np.unique(ranking.top[ranking.top >= 0])) / items
+    covered = ranking.coverage(items)
     figures["coverage@10"] = Measure(covered, covered, covered, len(ranking.rank))
     return figures

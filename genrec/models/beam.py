@@ -6,7 +6,7 @@ own ancestors, with equal position ids. The key-value cache only grows; it is ne
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -23,6 +23,9 @@ class Prompts:
     tokens: torch.Tensor
     mask: torch.Tensor
 
+    def to(self, device: torch.device) -> "Prompts":
+        return replace(self, tokens=self.tokens.to(device), mask=self.mask.to(device))
+
 
 def encode_histories(histories: Sequence[Sequence[int]], table: SidTable, window: int) -> Prompts:
     """[BOS] and the SIDs of the last `window` items of each history (item indices); an empty history is refused."""
@@ -38,6 +41,12 @@ def encode_histories(histories: Sequence[Sequence[int]], table: SidTable, window
         row[length - len(filled) :] = filled
     tokens = torch.from_numpy(tokens)
     return Prompts(tokens, tokens != Vocabulary.PAD)
+
+
+def by_length(histories: Sequence[Sequence[int]], window: int, size: int) -> list[np.ndarray]:
+    """Positions of `histories` in batches of at most `size`, near in prompt length so that little is padded."""
+    order = np.argsort([min(len(history), window) for history in histories], kind="stable")
+    return [order[at : at + size] for at in range(0, len(order), size)]
 
 
 def _prefill(model, prompts: Prompts):
@@ -57,16 +66,22 @@ def _additive(visible: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 @torch.inference_mode()
 def beam_search(
-    model: torch.nn.Module, prompts: Prompts, index: DecodeIndex, beam: int, deny: torch.Tensor | None = None
+    model: torch.nn.Module,
+    prompts: Prompts,
+    index: DecodeIndex,
+    beam: int,
+    deny: torch.Tensor | None = None,
+    seen: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Top items by log-probability under the full-vocabulary softmax, restricted to SIDs that exist and are allowed.
 
-    deny: bool [items] or [batch, items]; True removes the item before the search.
+    deny: bool [items], True removes the item before the search; seen: items int64 [batch, width] that are removed for
+    their user alone, filled up with -1. Model, prompts, index and masks lie on one device, which no step waits for.
     Returns items int64 [batch, k] and log-probabilities float32 [batch, k], best first, k = min(beam, items);
     where fewer items are allowed or reached the tail is -1 with -inf.
     """
     beam = min(beam, index.items)
-    allowed = index.allowed(deny)
+    allowed = index.allowed(deny, seen)
     batch = len(prompts.tokens)
     device = prompts.tokens.device
     logp, cache, position = _prefill(model, prompts)
@@ -85,9 +100,8 @@ def beam_search(
             lp = logp.gather(-1, offset + index.code[level][child.clamp(min=0)])
         exists = child >= 0
         if allowed is not None:
-            nodes = allowed[level]
             at = child.clamp(min=0)
-            exists &= nodes[at] if nodes.ndim == 1 else nodes.gather(1, at.flatten(1)).view_as(at)
+            exists &= allowed[level].expand(batch, -1).gather(1, at.flatten(1)).view_as(at)
         candidates = (score[..., None] + lp).masked_fill(~exists, -torch.inf).flatten(1)
         score, pick = candidates.topk(min(beam, candidates.shape[1]), dim=1)
         parent = pick // child.shape[-1]
@@ -113,6 +127,24 @@ def beam_search(
         items = torch.nn.functional.pad(items, pad, value=-1)
         score = torch.nn.functional.pad(score, pad, value=-torch.inf)
     return items, score
+
+
+@torch.inference_mode()
+def greedy(model: torch.nn.Module, prompts: Prompts, count: int) -> torch.Tensor:
+    """The likeliest token, `count` times, without any constraint: int64 [batch, count]."""
+    logp, cache, position = _prefill(model, prompts)
+    tokens = logp.argmax(-1, keepdim=True)
+    for fed in range(1, count):
+        visible = torch.nn.functional.pad(prompts.mask, (0, fed), value=True)
+        out = model(
+            input_ids=tokens[:, -1:],
+            attention_mask=_additive(visible[:, None], model.dtype),
+            position_ids=(position + fed - 1)[:, None],
+            past_key_values=cache,
+            use_cache=True,
+        )
+        tokens = torch.cat([tokens, out.logits[:, -1].argmax(-1, keepdim=True)], 1)
+    return tokens
 
 
 @torch.inference_mode()

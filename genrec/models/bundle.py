@@ -65,6 +65,16 @@ class Bundle:
     def index(self) -> DecodeIndex:
         return build_index(self.table)
 
+    @cached_property
+    def _indices(self) -> dict[torch.device, DecodeIndex]:
+        return {}
+
+    def index_on(self, device: torch.device) -> DecodeIndex:
+        """The decode index on `device`, copied there once."""
+        if device not in self._indices:
+            self._indices[device] = self.index.to(device)
+        return self._indices[device]
+
     def adapted(self, dropout: float = 0.0) -> nn.Module:
         """A fresh model with adapter and overlays as LoRA layers of their own, in eval mode."""
         return adapted_model(self.backbone, self.adapter, self.overlays, dropout)

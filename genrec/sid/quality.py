@@ -28,13 +28,17 @@ def purity(groups: np.ndarray, member: np.ndarray) -> float:
 
 
 def quality_report(table: SidTable, concepts: dict[str, np.ndarray], seed: int = 0) -> dict:
-    """Figures of methods.md. `concepts` maps a tag to item indices; chance purity comes from shuffled groups."""
+    """Figures of methods.md. `concepts` maps a tag to item indices; chance purity comes from shuffled groups.
+
+    A tag that every item has tells nothing and does not count.
+    """
     codes = table.sids[:, :-1]
     n = len(codes)
+    telling = [rows for rows in concepts.values() if len(rows) < n]
     _, inverse = np.unique(codes, axis=0, return_inverse=True)
     sharing = np.bincount(inverse)[inverse] > 1
-    member = np.zeros((n, max(len(concepts), 1)), bool)
-    for column, rows in enumerate(concepts.values()):
+    member = np.zeros((n, len(telling)), bool)
+    for column, rows in enumerate(telling):
         member[rows, column] = True
     levels = []
     for level in range(codes.shape[1]):
@@ -52,7 +56,7 @@ def quality_report(table: SidTable, concepts: dict[str, np.ndarray], seed: int =
             "items_per_prefix_mean": float(per_prefix.mean()),
             "items_per_prefix_max": int(per_prefix.max()),
         }
-        if level < 2 and concepts:
+        if level < 2 and telling:
             entry["concept_purity"] = purity(prefix, member)
             entry["concept_purity_chance"] = purity(np.random.default_rng(seed).permutation(prefix), member)
         levels.append(entry)

@@ -1,7 +1,8 @@
 """The SID table: one semantic ID per item, its token vocabulary, and how it changes."""
 
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -40,15 +41,34 @@ class Vocabulary:
 
 
 @dataclass(frozen=True)
+class SidLineage:
+    """What the codebooks of a table were fitted on. Hashes are SHA-256.
+
+    template: how an item's text is made of its row; texts, embeddings: of the catalogue then, in item order.
+    """
+
+    encoder: str
+    template: str
+    quantiser: str
+    collisions: str
+    seed: int
+    texts_sha256: str
+    embeddings_sha256: str
+    codebooks_sha256: str
+
+
+@dataclass(frozen=True)
 class SidTable:
     """item_ids [n] and sids int32 [n, levels]: the codes of each level, then the dedup digit.
 
-    Row order is the item index used everywhere else (sorted item ids).
+    Row order is the item index used everywhere else (sorted item ids). Repaired tables have no collisions: their dedup
+    digit is always 0, the only one of its level. lineage: None for tables that genrec did not build.
     """
 
     item_ids: tuple[str, ...]
     sids: np.ndarray
     vocabulary: Vocabulary
+    lineage: SidLineage | None = None
 
     def __post_init__(self):
         if self.sids.shape != (len(self.item_ids), self.vocabulary.levels):
@@ -57,6 +77,10 @@ class SidTable:
             raise DataError("SID table holds codes outside its vocabulary.")
         if len(np.unique(self.sids, axis=0)) != len(self.sids):
             raise DataError("SID table gives two items the same SID.")
+
+    @property
+    def repaired(self) -> bool:
+        return self.vocabulary.sizes[-1] == 1
 
     @cached_property
     def tokens(self) -> np.ndarray:
@@ -95,6 +119,16 @@ def dedup_digits(codes: np.ndarray, taken: np.ndarray | None = None) -> np.ndarr
     return digits
 
 
+def free_digits(codes: np.ndarray, taken: np.ndarray, capacity: int) -> np.ndarray:
+    """`dedup_digits` below `capacity`. Raises DataError when a prefix has none left."""
+    digits = dedup_digits(codes, taken)
+    if digits.max(initial=0) >= capacity:
+        raise DataError(
+            f"More than {capacity} items would share one SID prefix; no dedup digit left. Build new SIDs: genrec train."
+        )
+    return digits
+
+
 def build_table(item_ids: Sequence[str], codes: np.ndarray, code_count: int) -> SidTable:
     """A table from quantiser codes int [n, L]; the dedup level keeps room for as many digits again."""
     digits = dedup_digits(codes)
@@ -113,37 +147,38 @@ def reassign(table: SidTable, rows: np.ndarray, codes: np.ndarray) -> SidTable:
     moved = (codes != table.sids[rows, :-1]).any(1)
     stay[rows[~moved]] = True  # keeps its digit too
     sids = table.sids.copy()
-    digits = dedup_digits(codes[moved], table.sids[stay])
-    if len(digits) and digits.max() >= table.vocabulary.sizes[-1]:
-        raise DataError(
-            f"More than {table.vocabulary.sizes[-1]} items would share one SID prefix; no dedup digit left."
-        )
+    digits = free_digits(codes[moved], table.sids[stay], table.vocabulary.sizes[-1])
     sids[rows[moved]] = np.column_stack([codes[moved], digits])
-    return SidTable(table.item_ids, sids, table.vocabulary)
+    return replace(table, sids=sids)
 
 
 def sid_diff(before: SidTable, after: SidTable) -> list[dict]:
-    """Items whose SID differs: `[{item_id, before, after, level}]`, level being the first (1-based) that moved."""
-    if before.item_ids != after.item_ids:
-        raise DataError("The two SID tables are not of the same catalogue.")
-    rows = np.flatnonzero((before.sids != after.sids).any(1))
+    """Items of both whose SID differs: `[{item_id, before, after, level}]`, level being the first (1-based) that moved.
+
+    Raises DataError when the two have another number of levels.
+    """
+    if before.vocabulary.levels != after.vocabulary.levels:
+        raise DataError(
+            f"SIDs of {before.vocabulary.levels} and of {after.vocabulary.levels} tokens cannot be compared. "
+            "Choose versions with the same sid.levels."
+        )
+    both = [(item, i, after.index[item]) for i, item in enumerate(before.item_ids) if item in after.index]
+    pairs = [(item, before.sids[i], after.sids[j]) for item, i, j in both]
     return [
-        {
-            "item_id": before.item_ids[i],
-            "before": before.sids[i].tolist(),
-            "after": after.sids[i].tolist(),
-            "level": int((before.sids[i] != after.sids[i]).argmax()) + 1,
-        }
-        for i in rows
+        {"item_id": item, "before": old.tolist(), "after": new.tolist(), "level": int((old != new).argmax()) + 1}
+        for item, old, new in pairs
+        if (old != new).any()
     ]
 
 
 def to_arrow(table: SidTable) -> pa.Table:
     schema = pa.schema([("item_id", pa.string()), ("sid", pa.list_(pa.int32()))])
-    sizes = ",".join(map(str, table.vocabulary.sizes))
+    metadata = {"sizes": ",".join(map(str, table.vocabulary.sizes))}
+    if table.lineage:
+        metadata["lineage"] = json.dumps(asdict(table.lineage))
     return pa.table(
-        {"item_id": list(table.item_ids), "sid": table.sids.tolist()}, schema=schema
-    ).replace_schema_metadata({"sizes": sizes})
+        {"item_id": list(table.item_ids), "sid": table.sids.tolist()}, schema=schema.with_metadata(metadata)
+    )
 
 
 def save_table(table: SidTable, path: Path) -> None:
@@ -152,6 +187,8 @@ def save_table(table: SidTable, path: Path) -> None:
 
 def load_table(path: Path) -> SidTable:
     arrow = pq.read_table(path)
-    sizes = tuple(int(s) for s in arrow.schema.metadata[b"sizes"].split(b","))
+    metadata = arrow.schema.metadata
+    sizes = tuple(int(s) for s in metadata[b"sizes"].split(b","))
     sids = np.array(arrow["sid"].to_pylist(), np.int32).reshape(arrow.num_rows, len(sizes))
-    return SidTable(tuple(arrow["item_id"].to_pylist()), sids, Vocabulary(sizes))
+    lineage = SidLineage(**json.loads(metadata[b"lineage"])) if b"lineage" in metadata else None
+    return SidTable(tuple(arrow["item_id"].to_pylist()), sids, Vocabulary(sizes), lineage)

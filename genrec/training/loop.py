@@ -2,10 +2,15 @@
 
 Data and dropout are drawn from (seed, epoch), so a run resumed from a checkpoint repeats the interrupted one bit for
 bit. A checkpoint is one safetensors file (weights, optimiser moments) and is written by rename.
+
+A step is the same whatever computes it: its batch is split over accumulated passes and over the processes of
+`torch.distributed.run`, each part weighted by its share of the batch. On a GPU that has it, passes are in bfloat16 and
+AdamW is fused.
 """
 
 import os
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,13 +23,14 @@ from genrec.errors import UnlearningError
 
 @dataclass(frozen=True)
 class Optimisation:
-    """AdamW with linear warm-up and cosine decay to zero."""
+    """AdamW with linear warm-up and cosine decay to zero; accumulate: passes that one step is split into."""
 
     learning_rate: float
     weight_decay: float
     warmup: float
     clip_norm: float
     seed: int
+    accumulate: int = 1
 
 
 @dataclass(frozen=True)
@@ -42,6 +48,11 @@ def warmup_cosine(step: int, total: int, warmup: int) -> float:
     return 0.5 * (1 + float(torch.cos(torch.tensor(done * torch.pi))))
 
 
+def is_main_process() -> bool:
+    """Whether this process writes results: the first of those that `torch.distributed.run` started, or the only one."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def train(
     model: nn.Module,
     epochs: int,
@@ -49,27 +60,37 @@ def train(
     loss: Callable[[nn.Module, Any], torch.Tensor],
     optimisation: Optimisation,
     *,
+    split: Callable[[Any, int], Sequence[tuple[Any, float]]] | None = None,
     checkpoint: Path | None = None,
     checkpoint_epochs: int = 1,
     identity: str = "",
     progress: str | None = None,
+    watch: Callable[[nn.Module], bool] | None = None,
 ) -> Curve:
     """Train the parameters of `model` that require gradients, in place.
 
     batches: epoch -> the batches of that epoch, the same number each epoch up to a few (the schedule uses epoch 0).
+    split: (batch, n) -> n parts and each one's share of the batch's loss; None where a batch is never split.
     checkpoint: file to resume from when it exists and to write every `checkpoint_epochs`; removed at the end.
     identity: of the run (data, parameters, first weights); a checkpoint of any other run is not resumed from, so that
     an interrupted training on rows that were erased since leaves nothing behind.
     progress: label of the progress bar, None for none.
+    watch: called after each epoch with the model in eval mode; the training ends where it answers True.
     Raises UnlearningError when the loss is not finite.
     """
     from accelerate import Accelerator
 
-    accelerator = Accelerator(cpu=not torch.cuda.is_available())
+    cuda = torch.cuda.is_available()
+    mixed = "bf16" if cuda and torch.cuda.is_bf16_supported() else "no"
+    accelerator = Accelerator(cpu=not cuda, mixed_precision=mixed)
+    world, main = accelerator.num_processes, accelerator.is_main_process
+    parts = world * optimisation.accumulate
+    model.to(accelerator.device)
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
     optimiser = torch.optim.AdamW(
-        trainable.values(), lr=optimisation.learning_rate, weight_decay=optimisation.weight_decay, betas=(0.9, 0.98)
-    )
+        trainable.values(), lr=optimisation.learning_rate, weight_decay=optimisation.weight_decay, betas=(0.9, 0.98),
+        fused=cuda or None,
+    )  # fmt: skip
     total = max(1, epochs * len(batches(0)))
     warmup = max(1, int(optimisation.warmup * total))
 
@@ -79,19 +100,25 @@ def train(
     if checkpoint is not None and checkpoint.exists():
         losses = _load(checkpoint, trainable, optimiser, schedule, identity)
     wrapped.train()
-    with _bar(progress, epochs, len(losses)) as advance:
+    with _bar(progress if main else None, epochs, len(losses)) as advance:
         for epoch in range(len(losses), epochs):
             torch.manual_seed(optimisation.seed * 1_000_003 + epoch)
             running, steps = 0.0, 0
             for batch in batches(epoch):
-                value = loss(wrapped, batch)
                 optimiser.zero_grad()
-                accelerator.backward(value)
+                pieces = split(batch, parts) if split and parts > 1 else [(batch, 1.0)]
+                mine = pieces[accelerator.process_index :: world]
+                for number, (part, share) in enumerate(mine, 1):
+                    with nullcontext() if number == len(mine) else accelerator.no_sync(wrapped):
+                        value = loss(wrapped, part) * share
+                        accelerator.backward(value * world)  # processes average their gradients
+                    running += value.item()
                 accelerator.clip_grad_norm_(list(trainable.values()), optimisation.clip_norm)
                 optimiser.step()
                 schedule.step()
-                running, steps = running + value.item(), steps + 1
-            mean = running / max(1, steps)
+                steps += 1
+            everywhere = torch.tensor(running, dtype=torch.float64, device=accelerator.device)
+            mean = accelerator.reduce(everywhere, "sum").item() / max(1, steps)
             if not torch.isfinite(torch.tensor(mean)):
                 raise UnlearningError(
                     f"The loss became {mean} in epoch {epoch + 1}. "
@@ -99,10 +126,14 @@ def train(
                 )
             losses.append(mean)
             advance(mean)
-            if checkpoint is not None and len(losses) < epochs and len(losses) % checkpoint_epochs == 0:
+            if main and checkpoint is not None and len(losses) < epochs and len(losses) % checkpoint_epochs == 0:
                 _save(checkpoint, trainable, optimiser, schedule, losses, identity)
+            if watch is not None:
+                if watch(model.eval()):
+                    break
+                wrapped.train()
     model.eval()
-    if checkpoint is not None:
+    if main and checkpoint is not None:
         checkpoint.unlink(missing_ok=True)
     return Curve(tuple(losses))
 
@@ -138,7 +169,7 @@ def _load(path: Path, trainable: dict[str, nn.Parameter], optimiser, schedule, i
             for name, p in trainable.items():
                 p.copy_(file.get_tensor(f"weight.{name}"))
                 optimiser.state[p].update(
-                    {key: file.get_tensor(f"{key}.{name}") for key in ("exp_avg", "exp_avg_sq", "step")}
+                    {key: file.get_tensor(f"{key}.{name}").to(p.device) for key in ("exp_avg", "exp_avg_sq", "step")}
                 )
     for _ in range(int(meta["steps"])):
         schedule.step()

@@ -81,6 +81,31 @@ def collate(rows: Sequence[Row], table: SidTable) -> Batch:
     return Batch(torch.from_numpy(tokens), torch.from_numpy(labels), tuple(rows))
 
 
+def split_batch(batch: Batch, count: int) -> list[tuple[Batch, float]]:
+    """`count` parts of a batch and each one's share of its target tokens; where rows are too few, one without share."""
+    total = max(1, int((batch.labels >= 0).sum()))
+    parts = []
+    for i in range(count):
+        rows = slice(i, None, count) if i < len(batch.tokens) else slice(0, 1)
+        part = Batch(batch.tokens[rows], batch.labels[rows], batch.rows[rows])
+        share = int((part.labels >= 0).sum()) / total if i < len(batch.tokens) else 0.0
+        parts.append((part, share))
+    return parts
+
+
+class Collated(Sequence):
+    """Batches that are collated when they are asked for."""
+
+    def __init__(self, parts: Sequence[Sequence[Row]], table: SidTable):
+        self.parts, self.table = parts, table
+
+    def __len__(self) -> int:
+        return len(self.parts)
+
+    def __getitem__(self, number: int) -> Batch:
+        return collate(self.parts[number], self.table)
+
+
 def bucketed(rows: Sequence[Row], levels: int, batch_tokens: int, rng: np.random.Generator) -> list[list[Row]]:
     """Batches of similar length, each at most `batch_tokens` tokens with padding, in random order."""
     order = rng.permutation(len(rows))
@@ -117,10 +142,11 @@ def token_batches(rows: Sequence[Row], levels: int, tokens: int, rng: np.random.
 def token_losses(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
     """NLL of every target token (nat), 0 where there is no loss: float32 [batch, length].
 
-    Right padding needs no mask under causal attention.
+    Right padding needs no mask under causal attention. The result is on the model's device.
     """
-    logits = model(input_ids=batch.tokens[:, :-1], use_cache=False).logits.float()
-    return F.cross_entropy(logits.transpose(1, 2), batch.labels, ignore_index=-100, reduction="none")
+    device = next(model.parameters()).device
+    logits = model(input_ids=batch.tokens[:, :-1].to(device), use_cache=False).logits.float()
+    return F.cross_entropy(logits.transpose(1, 2), batch.labels.to(device), ignore_index=-100, reduction="none")
 
 
 def batch_loss(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
@@ -139,7 +165,7 @@ def token_nll(
     for part in bucketed(rows, table.vocabulary.levels, batch_tokens, np.random.default_rng(0)):
         batch = collate(part, table)
         where = [place[id(row)] for row in part]
-        total[where] = token_losses(model, batch).sum(1).double().numpy()
+        total[where] = token_losses(model, batch).sum(1).double().cpu().numpy()
         count[where] = (batch.labels >= 0).sum(1).numpy()
     return total, count
 

@@ -23,6 +23,7 @@ replaced by near ones (one pass serves every concept target of a row), so they m
 second backward pass for phi's mask.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -215,12 +216,15 @@ def commit(table: SidTable, items: np.ndarray, scores: torch.Tensor) -> tuple[Si
     taken = [_prefixes(stored, n) - _prefixes(retained, n) for n in range(1, levels)]
     taken.append(_prefixes(stored, levels) | _prefixes(retained, levels))
     order = scores.argsort(-1, descending=True).tolist()
-    codes = np.empty_like(stored)
+    codes, settled = np.empty_like(stored), Counter()
     for i, by_level in enumerate(order):
         new: tuple[int, ...] = ()
         for level, best in enumerate(by_level):
             new += (next((code for code in best if (*new, code) not in taken[level]), best[0]),)
         codes[i] = new
+        settled[new] += 1
+        if settled[new] == table.vocabulary.sizes[-1]:  # the last dedup digit of a fresh leaf; a repaired one has one
+            taken[-1].add(new)
     moved = (scores.argmax(-1).numpy() != stored).any(1)
     try:
         return reassign(table, items, codes), float(moved.mean())

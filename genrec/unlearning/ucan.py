@@ -141,8 +141,16 @@ def split_half_reliability(activations: dict[str, Activations], retain: dict[str
 
 
 def attenuate(problem: Problem, params: UcanParams) -> Outcome:
-    """Attenuate the adapter for the forgotten users. Raises UnlearningError when none of them was trained on."""
+    """Attenuate the adapter for the forgotten users.
+
+    Raises UnlearningError when none of them was trained on, and for T5, which has no one activation per token.
+    """
     bundle, axis = problem.bundle, params.axis
+    if bundle.backbone.config["model_type"] == "t5":
+        raise UnlearningError(
+            "U-CAN reads one activation per token, and T5 encodes a history anew for every target. "
+            "Take ucan and hard_prune out of unlearning.user_ladder; ucan_plus and retrain work on T5."
+        )
     forgotten = [u for u in problem.users if len(problem.restored.training_rows(u))]
     if not forgotten:
         raise UnlearningError("None of the users to forget has training rows: there is nothing to attenuate.")

@@ -41,6 +41,7 @@ def test_only_what_depends_on_a_parameter_is_built_again(trained):
 def test_metrics_and_plots_are_known_to_dvc(trained):
     shown = json.loads(dvc(trained, "metrics", "show", "--json"))
     assert "artefacts/metrics.json" in json.dumps(shown)
+    assert "artefacts/probes.json" in json.dumps(shown)
     assert "train_curve.csv" in (trained / "dvc.lock").read_text()
 
 

@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 
 from genrec.config import ArchitectureParams
 from genrec.errors import DataError
 from genrec.models.backbone import architecture, initialise
-from genrec.models.beam import Prompts, beam_search, encode_histories, exact_scores
+from genrec.models.beam import Prompts, beam_search, by_length, encode_histories, exact_scores
 from genrec.sid.index import build_index
 from genrec.sid.table import Vocabulary, build_table
 
@@ -107,30 +108,31 @@ def test_lists_and_scores_equal_those_of_generate(model, prompts, table, bundle,
 
 def test_denied_items_give_way_to_the_next_best(model, prompts, table, bundle):
     exact = exact_scores(model, prompts, table)
-    deny = torch.zeros(len(exact), 59, dtype=torch.bool)
-    deny.scatter_(1, exact.topk(20).indices, True)  # each user's own favourites
-    items, scores = beam_search(model, prompts, bundle.index, beam=59, deny=deny)
-    expected = exact.masked_fill(deny, -torch.inf).sort(descending=True)
-    assert items[:, 39:].eq(-1).all()
-    assert scores[:, 39:].eq(-torch.inf).all()
-    torch.testing.assert_close(scores[:, :39], expected.values[:, :39], atol=1e-5, rtol=0)
-    assert not deny.gather(1, items[:, :39]).any()
-    narrow = beam_search(model, prompts, bundle.index, beam=3, deny=deny)[0]
-    assert not deny.gather(1, narrow).any()
+    seen = exact.topk(20).indices  # each user's own favourites
+    deny = torch.arange(59) % 7 == 0
+    gone = torch.zeros_like(exact, dtype=torch.bool).scatter_(1, seen, True) | deny
+    expected, left = exact.masked_fill(gone, -torch.inf).sort(descending=True).values, (~gone).sum(1)
+    items, scores = beam_search(model, prompts, bundle.index, beam=59, deny=deny, seen=seen)
+    for row, count in enumerate(left.tolist()):
+        assert items[row, count:].eq(-1).all()
+        assert not gone[row, items[row, :count]].any()
+    torch.testing.assert_close(scores, expected, atol=1e-5, rtol=0)
+    narrow = beam_search(model, prompts, bundle.index, beam=3, deny=deny, seen=seen)[0]
+    assert not gone.gather(1, narrow).any()
 
 
 def test_one_mask_for_all_equals_the_same_mask_for_each(model, prompts, bundle):
     deny = torch.arange(59) % 3 == 0
     one = beam_search(model, prompts, bundle.index, 10, deny)
-    each = beam_search(model, prompts, bundle.index, 10, deny.repeat(5, 1))
+    each = beam_search(model, prompts, bundle.index, 10, seen=torch.where(deny, torch.arange(59), -1).repeat(5, 1))
     torch.testing.assert_close(one, each, atol=0, rtol=0)
     assert not deny[one[0]].any()
 
 
 def test_when_everything_is_denied_nothing_is_found(model, prompts, bundle):
-    deny = torch.zeros(5, 59, dtype=torch.bool)
-    deny[1] = True
-    items, scores = beam_search(model, prompts, bundle.index, 10, deny)
+    seen = torch.full((5, 59), -1)
+    seen[1] = torch.arange(59)
+    items, scores = beam_search(model, prompts, bundle.index, 10, seen=seen)
     assert items[1].eq(-1).all()
     assert scores[1].eq(-torch.inf).all()
     assert items[[0, 2, 3, 4]].ge(0).all()
@@ -142,6 +144,39 @@ def test_a_users_list_does_not_depend_on_the_batch(model, prompts, histories, ta
         items, scores = beam_search(model, encode_histories([history], table, WINDOW), bundle.index, 10)
         assert items[0].tolist() == together[0][row].tolist()
         torch.testing.assert_close(scores[0], together[1][row], atol=1e-5, rtol=0)
+
+
+def test_no_step_asks_the_device_for_a_number(model, prompts, bundle):
+    """What a GPU would be waited for: only the prompt's forward looks at its padding."""
+    tensor = torch.Tensor
+    waits = {tensor.item, tensor.tolist, tensor.numpy, tensor.cpu, tensor.nonzero, torch.nonzero}
+    waits |= {tensor.__bool__, tensor.__int__, tensor.__float__, tensor.__index__}
+
+    class Recorder(TorchFunctionMode):
+        count = 0
+
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            by_mask = func is tensor.__getitem__ and isinstance(args[1], tensor) and args[1].dtype == torch.bool
+            self.count += by_mask or func in waits
+            return func(*args, **kwargs or {})
+
+    def waited(work):
+        with Recorder() as recorder:
+            work()
+        return recorder.count
+
+    assert waited(lambda: prompts.tokens.sum().item() and bool(prompts.mask.any()) and prompts.mask[prompts.mask]) == 3
+    with torch.inference_mode():
+        prompt = waited(lambda: model(input_ids=prompts.tokens, attention_mask=prompts.mask.long(), logits_to_keep=1))
+    masks = {"deny": torch.arange(59) % 7 == 0, "seen": torch.arange(10).view(5, 2)}
+    assert waited(lambda: beam_search(model, prompts, bundle.index, 10, **masks)) == prompt <= 2
+
+
+def test_batches_by_length_hold_every_history_once_and_pad_little():
+    histories = [range(n) for n in (9, 1, 5, 70, 2, 50, 4)]
+    batches = by_length(histories, 50, 2)
+    assert sorted(i for batch in batches for i in batch) == list(range(7))
+    assert [[len(histories[i]) for i in batch] for batch in batches] == [[1, 2], [4, 5], [9, 70], [50]]
 
 
 def test_more_padding_changes_nothing(model, prompts, bundle):

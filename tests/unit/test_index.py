@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from genrec.sid.index import build_index
 from genrec.sid.table import SidTable, Vocabulary, build_table
@@ -29,6 +30,7 @@ def test_tree_equals_the_prefix_dictionaries(table):
     index = build_index(table)
     order = sorted(range(len(table.sids)), key=lambda i: table.sids[i].tolist())
     assert index.leaf_item.tolist() == order
+    assert index.item_leaf.tolist() == [order.index(item) for item in range(len(order))]
     above = [()]
     for level in range(index.levels):
         nodes = prefixes(table, level)
@@ -40,7 +42,7 @@ def test_tree_equals_the_prefix_dictionaries(table):
             assert list(range(start, end)) == children
         assert index.widest[level] == max(sum(n[:-1] == p for n in names) for p in above)
         for number, name in enumerate(names):
-            low, high = index.leaf_low[level][number], index.leaf_high[level][number]
+            low, high = index.leaf[level][number : number + 2]
             assert sorted(index.leaf_item[low:high].tolist()) == nodes[name]
         above = names
     assert index.sizes == table.vocabulary.sizes
@@ -64,16 +66,22 @@ def test_dense_levels_hold_every_child_and_nothing_else(table):
 
 @pytest.mark.parametrize("table", TABLES)
 def test_deny_masks_close_exactly_the_nodes_without_a_live_item(table):
-    index = build_index(table)
-    assert index.allowed(None) is None
-    deny = torch.from_numpy(np.random.default_rng(7).random((4, index.items)) < [[0.0], [0.3], [0.9], [1.0]])
-    batched = index.allowed(deny)
-    for row in range(4):
-        single = index.allowed(deny[row])
+    index, rng = build_index(table), np.random.default_rng(7)
+    assert index.allowed(None, None) is None
+    shares = (0.0, 0.3, 0.9, 1.0)
+    drawn = [rng.permutation(index.items)[: round(share * index.items)] for share in shares]
+    twice = [torch.from_numpy(rng.permutation(np.concatenate([items, items[::2]]))) for items in drawn]
+    seen = pad_sequence(twice, batch_first=True, padding_value=-1)
+    for denied in ([], drawn[1]):
+        deny = torch.zeros(index.items, dtype=torch.bool)
+        deny[denied] = True
+        alone, batched = index.allowed(deny, None), index.allowed(deny if len(denied) else None, seen)
         for level in range(index.levels):
-            live = [any(not deny[row, i] for i in items) for items in prefixes(table, level).values()]
-            assert batched[level][row].tolist() == live
-            assert single[level].tolist() == live
+            below = prefixes(table, level).values()
+            assert alone[level].tolist() == [any(not deny[i] for i in items) for items in below]
+            for row, own in enumerate(drawn):
+                gone = {*own, *denied}
+                assert batched[level][row].tolist() == [any(i not in gone for i in items) for items in below]
 
 
 def test_leaves_follow_the_codes_and_not_the_row_order():
@@ -82,7 +90,7 @@ def test_leaves_follow_the_codes_and_not_the_row_order():
     assert index.leaf_item.tolist() == [3, 2, 1, 0]
     assert index.nbytes == sum(
         t.numel() * 8
-        for group in (index.start, index.code, index.dense, index.leaf_low, index.leaf_high, (index.leaf_item,))
+        for group in (index.start, index.code, index.dense, index.leaf, (index.leaf_item, index.item_leaf))
         for t in group
         if t is not None
     )

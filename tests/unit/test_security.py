@@ -39,6 +39,7 @@ from genrec.requests.database import connect
 from genrec.requests.intake import known_of
 from genrec.requests.schema import Base
 from genrec.rollback import rollback
+from genrec.terminal import show
 from tests.unit.conftest import KEY
 from tests.unit.past import Past
 from tests.webhook import http_server
@@ -312,3 +313,8 @@ def test_a_data_folder_of_any_name_is_pinned_and_runs_nothing(attacked, tmp_path
     assert workspace.root == home / "var" / "bench" / "workspaces" / f"tables-{name}"
     assert workspace.data_pin.exists()
     assert list(tmp_path.rglob("pwned")) == []
+
+
+def test_a_title_is_no_markup_of_the_terminal(capsys):
+    show(None, False, [{"title": "[/x] [red]loud[/red] [link=http://a]b"}])
+    assert "[/x] [red]loud[/red] [link=http://a]b" in capsys.readouterr().out

@@ -52,6 +52,15 @@ def test_k_items_come_back_also_beyond_the_beam(bundle, model, ids, k):
     assert scores == sorted(scores, reverse=True)
 
 
+def test_lists_come_back_in_the_order_of_the_histories_whatever_the_batches(bundle, model, ids, small):
+    histories = [list(ids[3:9]), [ids[50]], list(ids[20:33]), list(ids[7:9]), [ids[1], ids[1], ids[2]]]
+    pairs = replace(bundle, params=small(bundle.params, "decoding", batch_size=2))
+    for history, entries in zip(histories, recommend(pairs, model, histories, 5), strict=True):
+        (alone,) = recommend(bundle, model, [history], 5)
+        assert [entry["item_id"] for entry in entries] == [entry["item_id"] for entry in alone]
+        assert [entry["score"] for entry in entries] == pytest.approx([entry["score"] for entry in alone], abs=1e-4)
+
+
 def test_unknown_items_are_passed_over(bundle, model, ids):
     known = recommend(bundle, model, [list(ids[3:6])], 5)
     assert recommend(bundle, model, [["gone", *ids[3:5], "x", ids[5]]], 5, deny=["nobody"]) == known

@@ -16,6 +16,7 @@ from genrec.sid.embed import embed_texts
 from genrec.sid.quality import gini, purity, quality_report
 from genrec.sid.quantise import assign, fit, load_codebooks, residuals_along, save_codebooks, squared_distances
 from genrec.sid.table import (
+    SidLineage,
     SidTable,
     Vocabulary,
     build_table,
@@ -190,8 +191,14 @@ def test_a_row_that_moves_in_makes_room_for_one_that_is_given_and_stays():
 def test_a_move_within_the_dedup_level_is_found_at_the_last_level():
     before, after = table_of([[0, 0, 0]], (2, 2, 4)), table_of([[0, 0, 2]], (2, 2, 4))
     assert [c["level"] for c in sid_diff(before, after)] == [3]
-    with pytest.raises(DataError, match="same catalogue"):
-        sid_diff(before, table_of([[0, 0, 0], [0, 0, 1]], (2, 2, 4)))
+    with pytest.raises(DataError, match="SIDs of 3 and of 2 tokens"):
+        sid_diff(before, table_of([[0, 0]], (2, 4)))
+
+
+def test_items_that_only_one_catalogue_has_did_not_move():
+    before = SidTable(("a", "b"), np.array([[0, 0], [1, 0]], np.int32), Vocabulary((2, 4)))
+    after = SidTable(("b", "c"), np.array([[1, 1], [0, 0]], np.int32), Vocabulary((2, 4)))
+    assert [(c["item_id"], c["level"]) for c in sid_diff(before, after)] == [("b", 2)]
 
 
 def test_reassign_refuses_a_full_prefix():
@@ -202,9 +209,11 @@ def test_reassign_refuses_a_full_prefix():
     assert freed.sids.tolist() == [[1, 1, 0], [0, 0, 1], [0, 0, 0]]
 
 
-def test_table_round_trip(table, tmp_path):
-    save_table(table, tmp_path / "t.parquet")
+@pytest.mark.parametrize("lineage", [None, SidLineage("e", "{text}", "rq_vae", "repair", 4, "t", "m", "c")])
+def test_table_round_trip(table, lineage, tmp_path):
+    save_table(replace(table, lineage=lineage), tmp_path / "t.parquet")
     loaded = load_table(tmp_path / "t.parquet")
+    assert loaded.lineage == lineage
     assert loaded.item_ids == table.item_ids
     assert loaded.vocabulary == table.vocabulary
     np.testing.assert_array_equal(loaded.sids, table.sids)
@@ -235,7 +244,8 @@ def test_purity_against_pairs():
 
 def test_quality_report_of_a_hand_made_table():
     sids = [[0, 0, 0], [0, 0, 1], [0, 1, 0], [1, 0, 0]]
-    report = quality_report(table_of(sids, (4, 2, 8)), {"a": np.array([0, 1, 2]), "b": np.array([3])})
+    concepts = {"a": np.array([0, 1, 2]), "b": np.array([3]), "everything": np.arange(4)}
+    report = quality_report(table_of(sids, (4, 2, 8)), concepts)
     assert report["items"] == 4
     assert report["distinct_before_dedup"] == 3
     assert report["collision_share"] == 0.5

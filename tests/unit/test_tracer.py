@@ -426,12 +426,20 @@ def test_after_the_commit_the_served_sids_are_pushed_down(concept_problem, soft,
 
 
 def test_new_sids_without_a_free_dedup_digit_are_an_unlearning_error():
-    """So that the ladder goes on to the next rung."""
+    """So that the ladder goes on to the next rung: nine items want the eight leaves of one branch."""
+    sids = np.array([[1, row % CODES, row // CODES, 0] for row in range(9)] + [[2, 0, 0, 0]], np.int32)
+    table = SidTable(tuple("abcdefghij"), sids, Vocabulary((8, 8, 8, 1)))
+    scores = torch.zeros(9, 3, CODES)
+    scores[:, 0, 5], scores[:, 1, 3] = 1.0, 1.0
+    with pytest.raises(UnlearningError, match="no dedup digit left"):
+        commit(table, np.arange(9), scores)
+
+
+def test_in_a_repaired_table_every_item_gets_a_leaf_of_its_own():
     table = SidTable(("a", "b"), np.array([[1, 0, 0, 0], [2, 0, 0, 0]], np.int32), Vocabulary((8, 8, 8, 1)))
     scores = torch.zeros(2, 3, CODES)
-    scores[:, 0, 5] = 1.0
-    with pytest.raises(UnlearningError, match="no dedup digit left"):
-        commit(table, np.array([0, 1]), scores)
+    scores[:, 0, 5], scores[:, 2, 4], scores[:, 2, 6] = 1.0, 2.0, 1.0
+    assert commit(table, np.array([0, 1]), scores)[0].sids[:, [0, 2, 3]].tolist() == [[5, 4, 0], [5, 6, 0]]
 
 
 def test_a_later_request_leaves_an_earlier_reassignment_in_place(concept_problem, outcome, night):

@@ -74,8 +74,7 @@ def promote(workspace: Workspace, version: str, now: datetime) -> str | None:
         raise RegistryError(
             f"Version {version} is {verdict}, not PASS: the champion stays. See its gates.json in MLflow."
         )
-    if batch := open_ledger(workspace).open_batch():
-        raise RegistryError(f"Night {batch.id} is not finished: the champion stays. Finish it: genrec night.")
+    promotion.refuse_open_night(open_ledger(workspace))
     before = registry.version(CHAMPION)
     promotion.promote(workspace, version, before.number if before else None, now=now, trained=True)
     previous = registry.version(PREVIOUS)

@@ -17,9 +17,11 @@ certificate_app = typer.Typer(no_args_is_help=True, help="Certificates of fulfil
 @contextmanager
 def _reading():
     """The ledger's database as it is: an auditor may neither migrate it nor have the workspace's key."""
-    from genrec.requests.database import connect, reaching
+    from genrec.requests.database import existing, reaching
 
-    engine = connect(open_workspace().ledger_url)
+    engine = existing(open_workspace().ledger_url)
+    if engine is None:
+        raise RequestError("There is no ledger here yet. Go to its workspace, or set GENREC_HOME or GENREC_LEDGER_URL.")
     with reaching(engine):
         yield engine
 

@@ -10,14 +10,14 @@ from genrec.terminal import open_workspace, show
 
 bench_app = typer.Typer(no_args_is_help=True, help="Measure methods against each other.")
 
+Data = Annotated[Path | None, typer.Option(help="a workspace, or a folder with a source's raw files or two tables")]
+
 
 @bench_app.command("unlearn")
 def bench_unlearn(
     scenario: Annotated[str, typer.Option(help="users, concept or stream")] = "users",
     methods: Annotated[str, typer.Option(help="methods, separated by commas")] = "ucan,ucan_plus",
-    data: Annotated[
-        Path | None, typer.Option(help="a workspace, or a folder with a source's raw files or two tables")
-    ] = None,
+    data: Data = None,
     seeds: Annotated[int, typer.Option(min=1, help="how many draws or runs")] = 3,
     concepts: Annotated[str, typer.Option(help="concepts, separated by commas; default: chosen by share")] = "",
     tuning: Annotated[bool, typer.Option("--tuning", help="the users and concepts that methods are tuned on")] = False,
@@ -34,10 +34,7 @@ def bench_unlearn(
     unlearn.check(order)
     home = open_workspace()
     workspace = bench_workspace(home, data)
-    from tasks.data import dvc
-
-    typer.echo("base model: dvc repro (reuses what is up to date)", err=True)
-    dvc(workspace, "repro", quiet=False)
+    _reproduce(workspace)
     result = unlearn.run(workspace, order, lambda line: typer.echo(line, err=True))
     file = file or workspace.reports / "bench" / f"{scenario}.json"
     files = unlearn.write(result, file)
@@ -45,6 +42,24 @@ def bench_unlearn(
     open_registry(home).log_bench(f"bench {scenario}", tags, unlearn.children(result), files)
     show(None, False, unlearn.summary_rows(result), scenario)
     typer.echo(f"Everything: {', '.join(map(str, files))}")
+
+
+def _reproduce(workspace: Workspace, *stages: str) -> None:
+    from tasks.data import dvc
+
+    typer.echo("base model: dvc repro (reuses what is up to date)", err=True)
+    dvc(workspace, "repro", *stages, quiet=False)
+
+
+def _kept(result: dict, file: Path | None) -> dict:
+    """`result` with the version of the code, also written to `file` where one is named."""
+    from genrec.data.files import write_json
+    from genrec.pipeline import code_version
+
+    result = {"code_version": code_version(), **result}
+    if file:
+        write_json(file, result)
+    return result
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -88,15 +103,10 @@ def bench_ledger(
     Works in a schema of its own and leaves nothing behind.
     """
     from genrec.bench import ledger
-    from genrec.data.files import write_json
-    from genrec.pipeline import code_version
 
     with ledger.scratch(url) as place:
         load = ledger.run(place, requests, processes).as_dict()
-    result = {"code_version": code_version(), **load}
-    if file:
-        write_json(file, result)
-    show(result, False)
+    show(_kept(load, file), False)
 
 
 @bench_app.command("sid")
@@ -107,13 +117,8 @@ def bench_sid(
 ) -> None:
     """RQ-KMeans (3 x 256) against three plain faiss k-means on the same simulated vectors, in one run."""
     from genrec.bench import sid
-    from genrec.data.files import write_json
-    from genrec.pipeline import code_version
 
-    result = {"code_version": code_version(), **sid.run(items, dim, seed=0).as_dict()}
-    if file:
-        write_json(file, result)
-    show(result, False)
+    show(_kept(sid.run(items, dim, seed=0).as_dict(), file), False)
 
 
 Measured = Annotated[str, typer.Option("--bundle", help="untrained, champion, or a bundle's folder of this workspace")]
@@ -135,15 +140,11 @@ def bench_decode(
 ) -> None:
     """Beam search against `generate` of Hugging Face, the prompt alone, no masks and (trained models) exact scoring."""
     from genrec.bench import decode
-    from genrec.data.files import write_json
-    from genrec.pipeline import code_version
 
     measured, histories = _measured(bundle, items, users)
     setting = decode.Setting(batch, beam, history, repeats)
     result = decode.run(measured, setting, histories, large, seed=0, device=_device())
-    result = {"code_version": code_version(), "bundle": bundle, **result}
-    if file:
-        write_json(file, result)
+    result = _kept({"bundle": bundle, **result}, file)
     rows = [{key: c[key] for key in ("name", "ratio", "bar", "holds", "compares")} for c in result["claims"]]
     show(result, False, rows, "decoding")
 
@@ -158,14 +159,10 @@ def bench_serve(
 ) -> None:
     """Users per second and latency of `recommend` at batch 1, 8 and 64 on this device."""
     from genrec.bench import serve
-    from genrec.data.files import write_json
-    from genrec.pipeline import code_version
 
     measured, _ = _measured(bundle, items, 0)
     result = serve.run(measured, history, repeats, seed=0, device=_device())
-    result = {"code_version": code_version(), "bundle": bundle, **result}
-    if file:
-        write_json(file, result)
+    result = _kept({"bundle": bundle, **result}, file)
     show(result, False, result["loads"], "serving")
 
 
@@ -204,9 +201,7 @@ def _measured(name: str, items: int, users: int):
 
 @bench_app.command("quality")
 def bench_quality(
-    data: Annotated[
-        Path | None, typer.Option(help="a workspace, or a folder with a source's raw files or two tables")
-    ] = None,
+    data: Data = None,
     seeds: Annotated[int, typer.Option(min=1, help="how many seeds, from that of the workspace on")] = 3,
     rivals: Annotated[
         str, typer.Option(help="rivals, separated by commas; sasrec always takes part")
@@ -222,29 +217,20 @@ def bench_quality(
 
     from genrec.bench import quality
     from genrec.bench.unlearn import open_bench
-    from genrec.data.files import write_json
-    from genrec.pipeline import code_version
     from genrec.rivals import check_rivals
 
     order = quality.Order(seeds, check_rivals(_names(rivals)), whole)
     workspace = bench_workspace(open_workspace(), data)
-    from tasks.data import dvc
-
-    typer.echo("base model: dvc repro (reuses what is up to date)", err=True)
-    dvc(workspace, "repro", "train", quiet=False)
+    _reproduce(workspace, "train")
     result = quality.run(open_bench(workspace), order, _device(), lambda line: typer.echo(line, err=True))
     prepared = json.loads((workspace.prepared / "prepare.json").read_text())
-    result = {"code_version": code_version(), "tied_targets": prepared["tied_targets"], **result}
-    if file:
-        write_json(file, result)
+    result = _kept({"tied_targets": prepared["tied_targets"], **result}, file)
     show(None, False, quality.summary_rows(result), "quality")
 
 
 @bench_app.command("train")
 def bench_train(
-    data: Annotated[
-        Path | None, typer.Option(help="a workspace, or a folder with a source's raw files or two tables")
-    ] = None,
+    data: Data = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="of ours; default: train.epochs")] = None,
     loop_epochs: Annotated[int, typer.Option(min=1, help="of the Trainer loop")] = 3,
     minutes: Annotated[float, typer.Option(min=0, help="time limit of either training")] = 30,
@@ -254,20 +240,13 @@ def bench_train(
 ) -> None:
     """Our training against transformers.Trainer over sliding windows: time to the same NDCG@10, tokens per second."""
     from genrec.bench import train
-    from genrec.data.files import write_json
     from genrec.data.sequences import load_dataset
     from genrec.models.bundle import load_bundle
-    from genrec.pipeline import code_version
 
     workspace = bench_workspace(open_workspace(), data)
-    from tasks.data import dvc
-
-    typer.echo("base model: dvc repro (reuses what is up to date)", err=True)
-    dvc(workspace, "repro", "train", quiet=False)
+    _reproduce(workspace, "train")
     bundle = load_bundle(workspace.artefacts / "bundle")
     setting = train.Setting(epochs or bundle.params.train.epochs, loop_epochs, minutes, batch, users)
     result = train.run(bundle, load_dataset(workspace.prepared), setting, lambda line: typer.echo(line, err=True))
-    result = {"code_version": code_version(), **result}
-    if file:
-        write_json(file, result)
+    result = _kept(result, file)
     show({key: value for key, value in result.items() if not isinstance(value, dict)}, False)

@@ -81,6 +81,6 @@ def sid_append(as_json: Json = False) -> None:
     from genrec.sid_append import append_catalogue
     from tasks.data import dvc
 
-    with lease(workspace, "append"):
-        dvc(workspace, "repro", "embed")
-        show(append_catalogue(workspace, now()), as_json)
+    with lease(workspace, "append") as held:
+        dvc(held, "repro", "embed")
+        show(append_catalogue(held, now()), as_json)

@@ -18,8 +18,7 @@ from typing import Literal
 import httpx
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Engine, select
-from sqlalchemy.engine import make_url
+from sqlalchemy import select
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
@@ -27,7 +26,7 @@ from genrec.config import Workspace
 from genrec.data.version import data_version
 from genrec.errors import ConfigError, DataError, GenrecError
 from genrec.requests import audit, certificates
-from genrec.requests.database import connect
+from genrec.requests.database import existing
 from genrec.requests.schema import BatchRow, LeaseRow, RequestRow
 from genrec.requests.states import CLOSED
 from genrec.secret import read_secret
@@ -130,7 +129,7 @@ def _champion(workspace: Workspace, _now: datetime) -> Said:
 
 
 def _ledger(workspace: Workspace, _now: datetime) -> Said:
-    engine = _existing(workspace)
+    engine = existing(workspace.ledger_url)
     if engine is None:
         yield "ok", "no ledger yet; the first request makes it"
         return
@@ -144,16 +143,8 @@ def _ledger(workspace: Workspace, _now: datetime) -> Said:
 
 
 def _audit(workspace: Workspace, _now: datetime) -> Said:
-    engine = _existing(workspace)
+    engine = existing(workspace.ledger_url)
     yield "ok", f"{audit.verify_chain(engine) if engine else 0} rows, the chain is whole"
-
-
-def _existing(workspace: Workspace) -> Engine | None:
-    """The ledger's engine; None where an SQLite file is still to be made."""
-    url = make_url(workspace.ledger_url)
-    if url.get_backend_name() == "sqlite" and not Path(url.database or "").exists():
-        return None
-    return connect(workspace.ledger_url)
 
 
 def _keys(workspace: Workspace, _now: datetime) -> Said:
@@ -242,7 +233,7 @@ def _last_night(workspace: Workspace, now: datetime) -> Said:
 
 
 def _query(workspace: Workspace, query) -> list:
-    engine = _existing(workspace)
+    engine = existing(workspace.ledger_url)
     if engine is None:
         return []
     with Session(engine) as session:

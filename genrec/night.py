@@ -280,6 +280,25 @@ def register_candidate(
     )  # fmt: skip
 
 
+def register_judged(
+    workspace: Workspace,
+    name: str,
+    candidate: Bundle,
+    found: Sequence[Gate],
+    verdict: str,
+    measures: dict[str, Measure],
+) -> str:
+    """Register a candidate that is no night's; its number. name: of the folder in var/ that it lies in meanwhile."""
+    folder = workspace.var / name
+    save_bundle(candidate, folder)
+    result = {"number": 1, "verdict": verdict, "gates": [gate.as_dict() for gate in found]}
+    metrics = {name: figure["value"] for name, figure in figures(measures).items()}
+    seed = workspace.params().seed
+    number = register_candidate(open_registry(workspace), folder, candidate.lineage, result, metrics, seed)
+    shutil.rmtree(folder)
+    return number
+
+
 def destroy_sealed(night: Night) -> None:
     """Remove the batch's forgotten rows for good."""
     open_ledger(night.workspace).confirm()

@@ -134,13 +134,12 @@ def train(workspace: Workspace) -> dict:
     from genrec.training import probes
     from genrec.training.base import train_adapter
     from genrec.training.loop import is_main_process
-    from genrec.training.rows import whole
+    from genrec.training.rows import trained_rows
 
     params, dataset = workspace.params(), load_dataset(workspace.prepared)
     table = load_table(workspace.artefacts / "sid" / "sid_table.parquet")
     base = load_backbone(workspace.artefacts / "backbone")
-    histories = [(u, dataset.training_rows(u)) for u in range(len(dataset.user_ids))]
-    rows = whole((u, items) for u, items in histories if len(items))
+    rows = trained_rows(dataset)
     health = probes.prepare(dataset, table, params)
     started = time.perf_counter()
     adapter, curve = train_adapter(

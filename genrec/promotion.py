@@ -5,14 +5,22 @@ from datetime import datetime
 from sqlalchemy import select
 
 from genrec.config import Workspace
+from genrec.errors import RegistryError
 from genrec.night import open_registry
 from genrec.registry import PREVIOUS
 from genrec.requests import audit
 from genrec.requests.database import writing
+from genrec.requests.ledger import Ledger
 from genrec.requests.schema import AuditRow
 from genrec.requests.store import open_ledger
 
 PROMOTED = "promoted"
+
+
+def refuse_open_night(ledger: Ledger) -> None:
+    """Raise RegistryError while a night is open: it has judged its candidates against the champion of now."""
+    if batch := ledger.open_batch():
+        raise RegistryError(f"Night {batch.id} is not finished: the champion stays. Finish it: genrec night.")
 
 
 def promote(workspace: Workspace, number: str, expected: str | None, *, now: datetime, **why: object) -> None:

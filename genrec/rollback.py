@@ -8,7 +8,6 @@ denied. SIDs that a night moved away from a concept come back with the older ver
 `retrain`: no weight has learnt them from a forgotten row. The result is judged and registered like any candidate.
 """
 
-import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -27,10 +26,9 @@ from genrec.evaluation.judge import Erased, Forgotten, judge, measure
 from genrec.evaluation.ranking import utility
 from genrec.evaluation.statistics import Bootstrap
 from genrec.lineage import history
-from genrec.models.bundle import save_bundle
-from genrec.night import figures, open_registry, register_candidate
+from genrec.night import open_registry, register_judged
 from genrec.pipeline import code_version, load_embeddings
-from genrec.promotion import promote
+from genrec.promotion import promote, refuse_open_night
 from genrec.registry import PREVIOUS, Version
 from genrec.requests.ledger import Ledger
 from genrec.requests.router import RETRAIN
@@ -50,8 +48,7 @@ def rollback(workspace: Workspace, to: str | None = None, *, now: datetime, reap
     target = registry.version(to or PREVIOUS)
     if target is None:
         raise RegistryError(f"No version {to or PREVIOUS!r} to roll back to. See genrec models list.")
-    if batch := ledger.open_batch():
-        raise RegistryError(f"Night {batch.id} is not finished: the champion stays. Finish it: genrec night.")
+    refuse_open_night(ledger)
     if target.tags.get("verdict") != "PASS":
         raise RegistryError(f"Version {target.number} never passed its gates ({target.tags.get('verdict')}).")
     champion, number = registry.champion().number, target.number
@@ -98,13 +95,8 @@ def _retrained(workspace: Workspace, target: Version, champion: str, requests: S
     before = measure(erased, served, groups)
     found, after = judge(erased, groups, bundle, served, before, candidate, exact=exact.exact, wall_s=wall)
     verdict = gates.decide(found, exact.exact)
-    folder = workspace.var / "rollback"
-    save_bundle(candidate, folder)
-    taken = figures(utility(after.ranking, len(data.item_ids), Bootstrap.of(params)) | after.forgetting)
-    result = {"number": 1, "verdict": verdict, "gates": [gate.as_dict() for gate in found]}
-    metrics = {name: figure["value"] for name, figure in taken.items()}
-    number = register_candidate(registry, folder, candidate.lineage, result, metrics, params.seed)
-    shutil.rmtree(folder)
+    taken = utility(after.ranking, len(data.item_ids), Bootstrap.of(params)) | after.forgetting
+    number = register_judged(workspace, "rollback", candidate, found, verdict, taken)
     if verdict != "PASS":
         failed = ", ".join(gate.name for gate in found if gate.blocking and gate.verdict == "FAIL")
         raise RegistryError(

@@ -4,7 +4,6 @@ Between two trainings: a new item is recommended by the codes it shares with oth
 weights are the champion's, so what it has forgotten stays forgotten.
 """
 
-import shutil
 from dataclasses import replace
 from datetime import datetime
 
@@ -16,10 +15,9 @@ from genrec.data.version import data_version
 from genrec.errors import DataError, RegistryError
 from genrec.evaluation import gates, ranking
 from genrec.evaluation.statistics import Bootstrap
-from genrec.models.bundle import save_bundle
-from genrec.night import figures, open_registry, register_candidate
+from genrec.night import open_registry, register_judged
 from genrec.pipeline import code_version, load_embeddings
-from genrec.promotion import promote
+from genrec.promotion import promote, refuse_open_night
 from genrec.requests.store import open_ledger
 from genrec.sid.build import append
 
@@ -31,8 +29,7 @@ def append_catalogue(workspace: Workspace, now: datetime) -> dict:
     was embedded otherwise; RegistryError while a night is open and when a gate of base models does not pass.
     """
     registry, ledger, params = open_registry(workspace), open_ledger(workspace), workspace.params()
-    if batch := ledger.open_batch():
-        raise RegistryError(f"Night {batch.id} is not finished: the champion stays. Finish it: genrec night.")
+    refuse_open_night(ledger)
     champion = registry.champion().number
     bundle, dataset = registry.bundle(champion), load_dataset(workspace.prepared)
     embeddings, known = load_embeddings(workspace), set(dataset.item_ids)
@@ -57,16 +54,11 @@ def append_catalogue(workspace: Workspace, now: datetime) -> dict:
         gates.integrity(candidate, candidate, dataset, None, np.empty(0, np.int64)),
         gates.beats_popularity(ranked, ranking.popularity_ranks(dataset, cases), plan),
     ]
-    result = {"number": 1, "verdict": gates.decide(found, exact=False), "gates": [gate.as_dict() for gate in found]}
-    folder = workspace.var / "append"
-    save_bundle(candidate, folder)
-    taken = figures(ranking.utility(ranked, len(dataset.item_ids), plan))
-    metrics = {name: figure["value"] for name, figure in taken.items()}
-    number = register_candidate(registry, folder, candidate.lineage, result, metrics, params.seed)
-    shutil.rmtree(folder)
-    if result["verdict"] != "PASS":
+    verdict, taken = gates.decide(found, exact=False), ranking.utility(ranked, len(dataset.item_ids), plan)
+    number = register_judged(workspace, "append", candidate, found, verdict, taken)
+    if verdict != "PASS":
         raise RegistryError(
-            f"Version {number}, {champion} with {appended} new items, is {result['verdict']}. The champion stays; see "
+            f"Version {number}, {champion} with {appended} new items, is {verdict}. The champion stays; see "
             "its gates.json in MLflow, or train anew: genrec train."
         )
     promote(workspace, number, champion, now=now, appended=appended)

@@ -18,13 +18,12 @@ from torch import nn
 
 from genrec.bench.candidates import Bench
 from genrec.bench.cells import code_hash, content_key, kept
-from genrec.data.sequences import Dataset
 from genrec.evaluation.ranking import TOP, Cases, Ranking, held_out, rank, rank_scores, validation_cases
 from genrec.evaluation.statistics import Bootstrap, Measure
 from genrec.models.adapter import adapted_model
 from genrec.rivals import RIVALS, SEEDED, check_rivals
 from genrec.training.base import train_adapter, train_whole
-from genrec.training.rows import Row, whole
+from genrec.training.rows import trained_rows
 
 SERVED, WHOLE, REFERENCE = "backbone + LoRA", "trained whole", "sasrec"
 COMPARED = ("recall@10", "ndcg@10")
@@ -108,7 +107,7 @@ def served(bench: Bench, cases: Cases, seed: int, device: torch.device) -> Fitte
     adapter, seconds = bundle.adapter, bundle.lineage.retrain_s
     if seed != params.seed:
         started = time.perf_counter()
-        adapter = train_adapter(bundle.backbone, _rows(bench.dataset), bundle.table, params, seed=seed)[0]
+        adapter = train_adapter(bundle.backbone, trained_rows(bench.dataset), bundle.table, params, seed=seed)[0]
         seconds = time.perf_counter() - started
     model = adapted_model(bundle.backbone, adapter).merge_and_unload().to(device)
     parameters = _parameters(model) + sum(tensor.numel() for tensor in adapter.state.values())
@@ -124,7 +123,7 @@ def trained_whole(bench: Bench, cases: Cases, seed: int) -> Fitted:
         return float(rank(bundle, model, chosen_by).ndcg(10).mean())
 
     started = time.perf_counter()
-    model = train_whole(_rows(bench.dataset), bundle.table, params, seed, ndcg)
+    model = train_whole(trained_rows(bench.dataset), bundle.table, params, seed, ndcg)
     seconds = time.perf_counter() - started
     return Fitted(rank(bundle, model, cases), _parameters(model), seconds)
 
@@ -185,10 +184,6 @@ def _pooled(
 
 def _ranking(record: dict) -> Ranking:
     return Ranking(np.empty((0, TOP), np.int64), np.array(record["rank"]), np.empty(0))
-
-
-def _rows(dataset: Dataset) -> list[Row]:
-    return whole((int(user), dataset.training_rows(user)) for user in dataset.trained_users)
 
 
 def _parameters(model: nn.Module) -> int:

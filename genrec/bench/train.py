@@ -21,7 +21,7 @@ from genrec.models.adapter import attach
 from genrec.models.bundle import Bundle
 from genrec.sid.table import SidTable
 from genrec.training.base import train_adapter
-from genrec.training.rows import Row, batch_loss, collate, whole
+from genrec.training.rows import Row, batch_loss, collate, trained_rows
 
 COMPARES = "seconds of the Trainer loop over ours until the lower of their two best validation NDCG@10"
 TOKENS_COMPARE = "target tokens per second of ours over those of the Trainer loop"
@@ -171,9 +171,7 @@ def run(bundle: Bundle, dataset: Dataset, setting: Setting, say: Callable[[str],
     """
     if bundle.backbone.config["model_type"] == "t5":
         raise ConfigError("bench train compares causal models. Set architecture.name to llama or pretrained, not t5.")
-    cases = held_out(dataset, VALID).sample(setting.users, bundle.params.seed)
-    histories = [(u, dataset.training_rows(u)) for u in range(len(dataset.user_ids))]
-    rows = whole((u, items) for u, items in histories if len(items))
+    cases, rows = held_out(dataset, VALID).sample(setting.users, bundle.params.seed), trained_rows(dataset)
 
     def ndcg(model: nn.Module) -> float:
         return float(rank(bundle, model, cases).ndcg(10).mean())

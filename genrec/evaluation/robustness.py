@@ -16,7 +16,7 @@ from genrec.evaluation.ranking import Cases
 from genrec.evaluation.shift import last_training_cases
 from genrec.evaluation.statistics import Bootstrap, Measure, difference, wilson
 from genrec.models.adapter import Adapter, adapted_model, adapter_state, fold
-from genrec.models.beam import beam_search, encode_histories
+from genrec.models.beam import beam_search, by_length, encode_histories
 from genrec.models.bundle import Bundle
 from genrec.training.loop import Optimisation, train
 from genrec.training.rows import Row, batch_loss, collate, cycle, shifted_chunks
@@ -98,8 +98,7 @@ def named(bundle: Bundle, model: nn.Module, cases: Cases, beam: int) -> np.ndarr
     """Whether each case's target is among the `beam` items the beam search keeps, on the bare model: bool [n]."""
     found = np.zeros(len(cases.targets), bool)
     size, window = bundle.params.decoding.batch_size, bundle.params.architecture.window
-    order = np.argsort([len(h) for h in cases.histories], kind="stable")
-    for part in (order[at : at + size] for at in range(0, len(order), size)):
+    for part in by_length(cases.histories, window, size):
         prompts = encode_histories([cases.histories[i] for i in part], bundle.table, window)
         items = beam_search(model, prompts, bundle.index, beam)[0].numpy()
         found[part] = (items == cases.targets[part][:, None]).any(1)

@@ -43,9 +43,12 @@ def encode_histories(histories: Sequence[Sequence[int]], table: SidTable, window
     return Prompts(tokens, tokens != Vocabulary.PAD)
 
 
-def by_length(histories: Sequence[Sequence[int]], window: int, size: int) -> list[np.ndarray]:
-    """Positions of `histories` in batches of at most `size`, near in prompt length so that little is padded."""
-    order = np.argsort([min(len(history), window) for history in histories], kind="stable")
+def by_length(histories: Sequence[Sequence[int]], window: int | None, size: int) -> list[np.ndarray]:
+    """Positions of `histories` in batches of at most `size`, near in length so that little is padded.
+
+    window: items a prompt is cut to, None for no limit.
+    """
+    order = np.argsort([min(len(history), window or len(history)) for history in histories], kind="stable")
     return [order[at : at + size] for at in range(0, len(order), size)]
 
 

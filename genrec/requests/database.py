@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from sqlalchemy import Engine, create_engine, event
-from sqlalchemy.engine import Connection, make_url
+from sqlalchemy.engine import URL, Connection, make_url
 from sqlalchemy.exc import ArgumentError, OperationalError
 from sqlalchemy.orm import Session
 
@@ -25,13 +25,7 @@ def connect(url: str) -> Engine:
     Its errors never show statement parameters, which may be a person's id. Raises ConfigError for what is no URL, where
     SQLite has no file and where the driver of PostgreSQL is not installed.
     """
-    try:
-        parsed = make_url(url)
-        parsed.get_dialect()
-    except ArgumentError as error:  # it may hold a password, so it is not shown
-        raise ConfigError(
-            "GENREC_LEDGER_URL is no URL of SQLite or PostgreSQL. Use sqlite:///PATH or postgresql://..."
-        ) from error
+    parsed = _parsed(url)
     if parsed.drivername == "postgresql":
         parsed = parsed.set(drivername="postgresql+psycopg")
     try:
@@ -47,6 +41,25 @@ def connect(url: str) -> Engine:
         event.listen(engine, "connect", _prepare_sqlite)
     event.listen(engine, "begin", _begin)
     return engine
+
+
+def _parsed(url: str) -> URL:
+    try:
+        parsed = make_url(url)
+        parsed.get_dialect()
+    except ArgumentError as error:  # it may hold a password, so it is not shown
+        raise ConfigError(
+            "GENREC_LEDGER_URL is no URL of SQLite or PostgreSQL. Use sqlite:///PATH or postgresql://..."
+        ) from error
+    return parsed
+
+
+def existing(url: str) -> Engine | None:
+    """Engine for `url`; None, and nothing made, where an SQLite file is still to be. Raises as `connect`."""
+    parsed = _parsed(url)
+    if parsed.get_backend_name() == "sqlite" and not Path(parsed.database or "").exists():
+        return None
+    return connect(url)
 
 
 def migrate(url: str) -> Engine:

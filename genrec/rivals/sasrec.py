@@ -19,7 +19,7 @@ from genrec.evaluation.ranking import rank_scores, validation_cases
 from genrec.rivals_params import RivalsParams, SasRecParams
 from genrec.training.best import BestEpoch
 from genrec.training.loop import Optimisation, train
-from genrec.training.rows import Row, bucketed, shifted_chunks, whole
+from genrec.training.rows import Row, bucketed, shifted_chunks, trained_rows
 
 NO_TARGET = -100
 
@@ -80,7 +80,7 @@ def fit(dataset: Dataset, params: RivalsParams, seed: int) -> SasRec:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = Network(len(dataset.item_ids), section)
-    rows = whole((int(user), dataset.training_rows(user)) for user in dataset.trained_users)
+    rows = trained_rows(dataset)
 
     def batches(epoch: int) -> list[torch.Tensor]:
         rng = np.random.default_rng([seed, epoch])

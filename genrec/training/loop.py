@@ -83,8 +83,7 @@ def train(
     cuda = torch.cuda.is_available()
     mixed = "bf16" if cuda and torch.cuda.is_bf16_supported() else "no"
     accelerator = Accelerator(cpu=not cuda, mixed_precision=mixed)
-    world, main = accelerator.num_processes, accelerator.is_main_process
-    parts = world * optimisation.accumulate
+    main, parts = accelerator.is_main_process, accelerator.num_processes * optimisation.accumulate
     model.to(accelerator.device)
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
     optimiser = torch.optim.AdamW(
@@ -107,12 +106,7 @@ def train(
             for batch in batches(epoch):
                 optimiser.zero_grad()
                 pieces = split(batch, parts) if split and parts > 1 else [(batch, 1.0)]
-                mine = pieces[accelerator.process_index :: world]
-                for number, (part, share) in enumerate(mine, 1):
-                    with nullcontext() if number == len(mine) else accelerator.no_sync(wrapped):
-                        value = loss(wrapped, part) * share
-                        accelerator.backward(value * world)  # processes average their gradients
-                    running += value.item()
+                running += _backward(accelerator, wrapped, loss, pieces)
                 accelerator.clip_grad_norm_(list(trainable.values()), optimisation.clip_norm)
                 optimiser.step()
                 schedule.step()
@@ -136,6 +130,18 @@ def train(
     if main and checkpoint is not None:
         checkpoint.unlink(missing_ok=True)
     return Curve(tuple(losses))
+
+
+def _backward(accelerator, model: nn.Module, loss: Callable, pieces: Sequence[tuple[Any, float]]) -> float:
+    """Gradients of a step from the pieces that are this process's; these pieces' share of the step's loss."""
+    total, world = 0.0, accelerator.num_processes
+    mine = pieces[accelerator.process_index :: world]
+    for number, (part, share) in enumerate(mine, 1):
+        with nullcontext() if number == len(mine) else accelerator.no_sync(model):
+            value = loss(model, part) * share
+            accelerator.backward(value * world)  # processes average their gradients
+        total += value.item()
+    return total
 
 
 def _save(

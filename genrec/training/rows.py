@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from genrec.data.sequences import Dataset
 from genrec.sid.table import SidTable, Vocabulary
 
 
@@ -173,6 +174,11 @@ def token_nll(
 def chunk_all(histories: Iterable[tuple[int, Sequence[int]]], window: int) -> list[Row]:
     """Chunks of many users for scoring: (user index, items) pairs -> rows."""
     return [row for user, items in histories for row in chunk(items, window, user)]
+
+
+def trained_rows(dataset: Dataset) -> list[Row]:
+    """`whole` of all that training may see of `dataset`, its users in order."""
+    return whole((int(user), dataset.training_rows(user)) for user in dataset.trained_users)
 
 
 def whole(histories: Iterable[tuple[int, Sequence[int]]]) -> list[Row]:

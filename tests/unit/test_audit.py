@@ -112,3 +112,9 @@ def test_through_the_command_line(engine):
     failed = run("verify")
     assert failed.exit_code == 1
     assert "Audit row 3 is broken" in str(failed.exception)
+
+
+def test_where_there_is_no_ledger_none_is_made(tmp_path):
+    failed = CliRunner().invoke(app, ["audit", "verify"], env={"GENREC_HOME": str(tmp_path)})
+    assert "There is no ledger here" in str(failed.exception)
+    assert list(tmp_path.iterdir()) == []

@@ -11,6 +11,7 @@ import pytest
 from genrec.config import Params
 from genrec.environment import QUIET
 from genrec.workspace import params_yaml
+from tests.browser import chromium
 from tests.postgres import server
 
 for _name, _value in QUIET.items():
@@ -69,6 +70,13 @@ def own_environment():
 def postgres():
     """A PostgreSQL server of this session. `postgres.database(...)` makes a database and returns its URL."""
     with server() as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """A headless Chromium of this session."""
+    with chromium() as running:
         yield running
 
 

@@ -108,6 +108,15 @@ def test_variables_are_settings_of_ours_or_of_the_tools():
     }
 
 
+def test_only_the_bootstrap_is_the_owner_of_the_ledger():
+    urls = {name: SERVICES[name]["environment"].get("GENREC_LEDGER_URL", "") for name in OURS}
+    logins = {name: re.search(r"//(\w+):", url)[1] for name, url in urls.items() if url}
+    assert logins == {
+        "bootstrap": "genrec", "cpu-worker": "genrec_worker", "gpu-worker": "genrec_worker", "serve": "genrec_serve",
+    }  # fmt: skip
+    assert not {"GENREC_PSEUDONYM_KEY", "GENREC_SIGNING_KEY"} & set(SERVICES["serve"]["environment"])
+
+
 def test_telemetry_is_off_everywhere():
     assert len(TELEMETRY) == 6
     for name in OURS:
@@ -120,7 +129,7 @@ def test_secrets_are_placeholders_without_defaults():
     secret = re.compile("PASSWORD|SECRET|KEY|TOKEN|USER$|MC_HOST")
     for name, service in SERVICES.items():
         for variable, value in service["environment"].items() if "environment" in service else ():
-            if secret.search(variable) and variable not in ("GENREC_SIGNING_KEY", "POSTGRES_USER"):
+            if secret.search(variable) and variable not in ("GENREC_SIGNING_KEY", "POSTGRES_USER", "PGUSER"):
                 assert re.search(r"\$\{\w+:\?\}", value), (name, variable)
             if "://" in value and "@" in value:
                 assert re.search(r":\$\{\w+:\?\}@", value), (name, variable)

@@ -1,10 +1,14 @@
 """deploy/roles.sql on a real PostgreSQL server: what each role can do, and what the server keeps it from."""
 
+import os
+import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+import yaml
 from sqlalchemy import create_engine, func, insert, select, update
+from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ProgrammingError
 from sqlalchemy.orm import Session
 
@@ -19,7 +23,8 @@ from genrec.requests.ledger import Known, Ledger
 from genrec.requests.schema import AuditRow, Base, RequestRow
 from tests.postgres import USER
 
-ROLES = (Path(__file__).parents[2] / "deploy" / "roles.sql").read_text()
+DEPLOY = Path(__file__).parents[2] / "deploy"
+ROLES = (DEPLOY / "roles.sql").read_text()
 NOW = datetime(2031, 5, 4, 3, 2, 1, tzinfo=UTC)
 KNOWN = Known({"ann", "bob", "eve"}, {"film"}, {}, 100, lambda user, item: True)
 LOGINS = {"shop_a": "requester", "shop_b": "requester", "worker": "operator", "inspector": "auditor", "web": "serving"}
@@ -129,3 +134,25 @@ def test_a_server_reads_the_deny_list_and_nothing_else(urls):
     for table in set(Base.metadata.tables) - {"deny_items"}:
         denied(urls["web"], f"SELECT 1 FROM {table}")
     denied(urls["web"], "DELETE FROM deny_items")
+
+
+def test_the_command_of_the_compose_file_makes_its_logins_and_may_be_repeated(urls, postgres):
+    service = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]["roles"]
+    files = {f"/{name}": str(DEPLOY / name) for name in service["configs"]}
+    _, *arguments = [files.get(word, word) for word in service["command"]]
+    owner = make_url(urls["owner"])
+    environment = {
+        "PGHOST": owner.host, "PGPORT": str(owner.port), "PGUSER": owner.username, "PGDATABASE": owner.database,
+        "WORKER_PASSWORD": "it's one", "SERVING_PASSWORD": "two",
+    }  # fmt: skip
+    for _ in range(2):
+        subprocess.run(
+            [postgres.programs / "psql", *arguments], env=os.environ | environment, check=True, capture_output=True
+        )
+    members = """SELECT member.rolname, granted.rolname, member.rolpassword LIKE 'SCRAM-SHA-256$%%'
+        FROM pg_auth_members JOIN pg_authid member ON member.oid = member JOIN pg_authid granted ON granted.oid = roleid
+        WHERE member.rolname LIKE 'genrec%%' AND member.rolcanlogin ORDER BY 1"""
+    with create_engine(owner).connect() as connection:
+        found = [tuple(row) for row in connection.exec_driver_sql(members)]
+    assert found == [("genrec_serve", "genrec_serving", True), ("genrec_worker", "genrec_operator", True)]
+    ledger({"worker": urls["owner"].replace(f"{USER}@", "genrec_worker@")}, "worker").requests()

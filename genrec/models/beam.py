@@ -84,7 +84,7 @@ def beam_search(
     where fewer items are allowed or reached the tail is -1 with -inf.
     """
     beam = min(beam, index.items)
-    allowed = index.allowed(deny, seen)
+    masks = index.masks(deny, seen)
     batch = len(prompts.tokens)
     device = prompts.tokens.device
     logp, cache, position = _prefill(model, prompts)
@@ -102,10 +102,11 @@ def beam_search(
             child = child.masked_fill(child >= index.start[level][node + 1][..., None], -1)
             lp = logp.gather(-1, offset + index.code[level][child.clamp(min=0)])
         exists = child >= 0
-        if allowed is not None:
-            at = child.clamp(min=0)
-            exists &= allowed[level].expand(batch, -1).gather(1, at.flatten(1)).view_as(at)
+        if masks.live is not None:
+            exists &= masks.live[level][child.clamp(min=0)]
         candidates = (score[..., None] + lp).masked_fill(~exists, -torch.inf).flatten(1)
+        if masks.closed is not None:
+            candidates.scatter_add_(1, *_closed(index, level, masks.closed[level], node, score))
         score, pick = candidates.topk(min(beam, candidates.shape[1]), dim=1)
         parent = pick // child.shape[-1]
         node = child.flatten(1).gather(1, pick).clamp(min=0)
@@ -130,6 +131,20 @@ def beam_search(
         items = torch.nn.functional.pad(items, pad, value=-1)
         score = torch.nn.functional.pad(score, pad, value=-torch.inf)
     return items, score
+
+
+def _closed(
+    index: DecodeIndex, level: int, closed: torch.Tensor, node: torch.Tensor, score: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Places of `closed` nodes among the candidates of a step and -inf for each; 0 where its parent is in no beam."""
+    child = closed.clamp(min=0)
+    parent = torch.searchsorted(index.start[level], child, right=True) - 1
+    dense = index.dense[level] is not None
+    width = index.sizes[level] if dense else index.widest[level]
+    place = index.code[level][child] if dense else child - index.start[level][parent]
+    # beams that died point at node 0 as well
+    held = (node[:, None] == parent[..., None]) & (score > -torch.inf)[:, None] & (closed >= 0)[..., None]
+    return held.long().argmax(-1) * width + place, torch.where(held.any(-1), -torch.inf, 0.0)
 
 
 @torch.inference_mode()

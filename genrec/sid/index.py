@@ -64,28 +64,40 @@ class DecodeIndex:
 
         return DecodeIndex(*map(moved, vars(self).values()))
 
-    def allowed(self, deny: torch.Tensor | None, seen: torch.Tensor | None) -> tuple[torch.Tensor, ...] | None:
-        """Which nodes of each level still lead to an item; None where nothing is removed.
+    def masks(self, deny: torch.Tensor | None, seen: torch.Tensor | None) -> "Masks":
+        """Nodes of each level that lead to no item any more.
 
         deny: bool [n], removed for all. seen: item indices int64 [batch, width], removed from their row; -1 fills up.
-        Returns per level bool [nodes], or [batch, nodes] with `seen`.
         """
         if deny is None and seen is None:
-            return None
-        live = torch.ones_like(self.leaf_item) if deny is None else (~deny[self.leaf_item]).long()
-        total = _running(live)
-        left = [torch.diff(total[bounds]) for bounds in self.leaf]
+            return Masks(None, None)
+        left = torch.ones_like(self.leaf_item) if deny is None else (~deny[self.leaf_item]).long()
+        total = _running(left)
+        counts = [torch.diff(total[bounds]) for bounds in self.leaf]
+        live = None if deny is None else tuple(count > 0 for count in counts)
         if seen is None:
-            return tuple(count > 0 for count in left)
+            return Masks(live, None)
         at = torch.where(seen < 0, self.items, self.item_leaf[seen.clamp(min=0)]).sort(1).values
         first = F.pad(at[:, 1:] > at[:, :-1], (1, 0), value=True)  # an item seen twice is one item
-        gone = _running(first * F.pad(live, (0, 1))[at])
-        levels = []
-        for count, bounds in zip(left, self.leaf, strict=True):
+        gone = _running(first * F.pad(left, (0, 1))[at])
+        closed = []
+        for count, bounds in zip(counts, self.leaf, strict=True):
             node = (torch.searchsorted(bounds, at, right=True) - 1).clamp(max=len(count) - 1)
             low, high = (gone.gather(1, torch.searchsorted(at, bounds[node + side])) for side in (0, 1))
-            levels.append((count > 0).repeat(len(seen), 1).scatter_(1, node, count[node] > high - low))
-        return tuple(levels)
+            closed.append(torch.where(count[node] > high - low, -1, node))
+        return Masks(live, tuple(closed))
+
+
+@dataclass(frozen=True)
+class Masks:
+    """Nodes under which nothing may be recommended, per level; None where nothing is removed.
+
+    live: bool [nodes], False where every item below is denied. closed: int64 [batch, width], nodes whose last items
+    their row has seen, filled up with -1: a few positions, where a mask over all nodes would be [batch, nodes].
+    """
+
+    live: tuple[torch.Tensor, ...] | None
+    closed: tuple[torch.Tensor, ...] | None
 
 
 def _running(count: torch.Tensor) -> torch.Tensor:

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from genrec.sid.index import build_index
+from genrec.sid.index import Masks, build_index
 from genrec.sid.table import SidTable, Vocabulary, build_table
 
 
@@ -65,9 +65,9 @@ def test_dense_levels_hold_every_child_and_nothing_else(table):
 
 
 @pytest.mark.parametrize("table", TABLES)
-def test_deny_masks_close_exactly_the_nodes_without_a_live_item(table):
+def test_masks_close_exactly_the_nodes_without_an_allowed_item(table):
     index, rng = build_index(table), np.random.default_rng(7)
-    assert index.allowed(None, None) is None
+    assert index.masks(None, None) == Masks(None, None)
     shares = (0.0, 0.3, 0.9, 1.0)
     drawn = [rng.permutation(index.items)[: round(share * index.items)] for share in shares]
     twice = [torch.from_numpy(rng.permutation(np.concatenate([items, items[::2]]))) for items in drawn]
@@ -75,13 +75,17 @@ def test_deny_masks_close_exactly_the_nodes_without_a_live_item(table):
     for denied in ([], drawn[1]):
         deny = torch.zeros(index.items, dtype=torch.bool)
         deny[denied] = True
-        alone, batched = index.allowed(deny, None), index.allowed(deny if len(denied) else None, seen)
+        assert index.masks(None, seen).live is None
+        masks = index.masks(deny, seen)
         for level in range(index.levels):
             below = prefixes(table, level).values()
-            assert alone[level].tolist() == [any(not deny[i] for i in items) for items in below]
+            assert index.masks(deny, None).live[level].tolist() == masks.live[level].tolist()
+            assert masks.live[level].tolist() == [any(not deny[i] for i in items) for items in below]
             for row, own in enumerate(drawn):
-                gone = {*own, *denied}
-                assert batched[level][row].tolist() == [any(i not in gone for i in items) for items in below]
+                gone, seen_below = {*own, *denied}, [node for node, items in enumerate(below) if {*own} & {*items}]
+                closed = {node for node in masks.closed[level][row].tolist() if node >= 0}
+                assert closed >= {n for n in seen_below if all(i in gone for i in list(below)[n])}
+                assert all(i in gone for n in closed for i in list(below)[n])
 
 
 def test_leaves_follow_the_codes_and_not_the_row_order():

@@ -43,8 +43,9 @@ def cli() -> str:
 
 def leaves(command, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], object]]:
     """Every command under `command` that does something, with its words."""
-    if not hasattr(command, "commands"):
+    if not hasattr(command, "commands") or command.invoke_without_command:
         yield path, command
+    if not hasattr(command, "commands"):
         return
     for name, child in command.commands.items():
         yield from leaves(child, (*path, name))

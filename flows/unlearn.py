@@ -23,11 +23,9 @@ from genrec.registry import answering
 from genrec.report.page import write_report
 from genrec.report.summary import Summary
 from genrec.requests.database import reaching
-from genrec.requests.lease import Lease
+from genrec.requests.lease import NIGHT, Lease
 from genrec.requests.store import open_ledger
 from tasks import alerts, data, evaluation, registry, sid, unlearning
-
-LEASE = "unlearn"
 
 
 @flow(name="unlearn", log_prints=False, validate_parameters=False)
@@ -62,7 +60,7 @@ def lease(workspace: Workspace, what: str) -> Iterator[Workspace]:
     engine = open_ledger(workspace).engine
     with (
         reaching(engine), answering(), room(),
-        Lease.acquire(engine, LEASE, holder, lambda: datetime.now(UTC), seconds) as held,
+        Lease.acquire(engine, NIGHT, holder, lambda: datetime.now(UTC), seconds) as held,
     ):  # fmt: skip
         yield workspace.fenced(held.fence)
 

@@ -15,6 +15,7 @@ from genrec import __version__
 from genrec.cli_audit import audit_app, certificate_app
 from genrec.cli_bench import bench_app
 from genrec.cli_calibration import calibration_app
+from genrec.cli_console import console_app
 from genrec.cli_models import lineage_app, models_app, purge_app
 from genrec.cli_operate import operate_app
 from genrec.cli_requests import forget_app, requests_app
@@ -30,7 +31,7 @@ stage_app = typer.Typer(no_args_is_help=True, help="The DVC stages, one command 
 for name, group in {
     "data": data_app, "sid": sid_app, "forget": forget_app, "requests": requests_app, "models": models_app,
     "lineage": lineage_app, "purge": purge_app, "audit": audit_app,
-    "certificate": certificate_app, "bench": bench_app, "stage": stage_app,
+    "certificate": certificate_app, "console": console_app, "bench": bench_app, "stage": stage_app,
 }.items():  # fmt: skip
     app.add_typer(group, name=name)
 app.add_typer(calibration_app)

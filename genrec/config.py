@@ -5,7 +5,6 @@ and are never written anywhere. Unknown keys of params.yaml are refused.
 """
 
 import math
-import os
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -18,7 +17,7 @@ from genrec.audit_params import BenchParams, RelearnParams
 from genrec.errors import ConfigError, unknown
 from genrec.requests.fence import Fence
 from genrec.rivals_params import RivalsParams
-from genrec.secret import read_secret
+from genrec.secret import kept_secret
 from genrec.section import Section
 from genrec.unlearning_params import UnlearningParams
 
@@ -294,6 +293,12 @@ class Settings(BaseSettings):
     alert_webhook: str | None = Field(
         None, repr=False, description="URL that alerts are sent to as JSON; default: nowhere"
     )
+    console_users: Path | None = Field(
+        None, description="file of the console's accounts (`genrec console adduser`); default: HOME/var/console.users"
+    )
+    console_key: SecretStr | None = Field(
+        None, description="secret that signs the console's cookies; default: HOME/var/console.key, made once"
+    )
 
     @cached_property
     def workspace(self) -> "Workspace":
@@ -348,16 +353,17 @@ class Workspace:
         """
         if self.settings.pseudonym_key:
             return self.settings.pseudonym_key.get_secret_value().encode()
-        path = self.var / "pseudonym.key"
-        if not path.exists():
-            self.var.mkdir(parents=True, exist_ok=True)
-            try:
-                descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            except FileExistsError:
-                return read_secret(path)
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(os.urandom(32).hex().encode())
-        return read_secret(path)
+        return kept_secret(self.var / "pseudonym.key")
+
+    @property
+    def console_users(self) -> Path:
+        return self.settings.console_users or self.var / "console.users"
+
+    def console_key(self) -> bytes:
+        """Secret of the console's cookies, given or made as the tombstones' is. Raises ConfigError as that does."""
+        if self.settings.console_key:
+            return self.settings.console_key.get_secret_value().encode()
+        return kept_secret(self.var / "console.key")
 
 
 def workspace() -> Workspace:

@@ -24,6 +24,14 @@ class RequestError(GenrecError):
     """A forget request cannot be accepted or moved to the state asked for."""
 
 
+class AccessError(GenrecError):
+    """This account may not do this, or nobody has signed in."""
+
+
+class MissingError(GenrecError):
+    """There is nothing under this name that the account may see."""
+
+
 class BundleError(GenrecError):
     """A bundle is incomplete, or its parts do not belong together."""
 

@@ -1,4 +1,4 @@
-"""Keys in files: read only where nobody but their owner could."""
+"""Keys in files: read only where nobody but their owner could, and made once where there is none yet."""
 
 import os
 from pathlib import Path
@@ -16,3 +16,19 @@ def read_secret(path: Path) -> bytes:
                 "new key."
             )
         return file.read()
+
+
+def kept_secret(path: Path) -> bytes:
+    """The key in `path`; a random one (64 hex digits), readable by its owner, is made where there is none.
+
+    Raises ConfigError where others could read it.
+    """
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        except FileExistsError:
+            return read_secret(path)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(os.urandom(32).hex().encode())
+    return read_secret(path)

@@ -1,4 +1,7 @@
-"""From a subject to a queued request: what the data knows of it, and what serving must stop showing."""
+"""From a subject to a queued request: what the data knows of it, and what serving must stop showing.
+
+`submit` and `verify` are the two steps, for two people; `submit_and_verify` is both at once, for an operator's shell.
+"""
 
 from datetime import datetime
 
@@ -21,6 +24,29 @@ def known_of(dataset: Dataset) -> Known:
     return Known(users, index, concepts, len(index), interacted)
 
 
+def submit(
+    workspace: Workspace, subject: Subject, *, now: datetime, idempotency_key: str | None = None,
+    requested_by: str | None = None,
+) -> Request:  # fmt: skip
+    """`Ledger.submit` against the current data version."""
+    known = known_of(load_dataset(workspace.prepared))
+    return open_ledger(workspace).submit(
+        subject, known, now=now, idempotency_key=idempotency_key, requested_by=requested_by
+    )
+
+
+def verify(workspace: Workspace, request_id: str, *, now: datetime, verifier: str, how: str) -> Request:
+    """`Ledger.verify`, with the items that carry the request's concept to be denied."""
+    ledger = open_ledger(workspace)
+    request = ledger.get(request_id)
+    items = _carrying(load_dataset(workspace.prepared), request.label) if request.kind == "concept" else []
+    return ledger.verify(request_id, now=now, verifier=verifier, how=how, deny_items=items)
+
+
+def _carrying(dataset: Dataset, concept: str) -> list[str]:
+    return [dataset.item_ids[i] for i in dataset.concepts.get(concept, ())]
+
+
 def submit_and_verify(
     workspace: Workspace, subject: Subject, *, now: datetime, verifier: str, how: str = "not recorded",
     idempotency_key: str | None = None,
@@ -33,5 +59,5 @@ def submit_and_verify(
     request = ledger.submit(subject, known_of(dataset), now=now, idempotency_key=idempotency_key)
     if request.state != "received":
         return request
-    items = [dataset.item_ids[i] for i in dataset.concepts[subject.concept]] if subject.kind == "concept" else []
+    items = _carrying(dataset, subject.concept) if subject.kind == "concept" else []
     return ledger.verify(request.id, now=now, verifier=verifier, how=how, deny_items=items)

@@ -7,10 +7,12 @@ its `fence`, which is compared in the transaction of every write (`genrec.reques
 import logging
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from sqlalchemy import Engine, update
 from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import Session
 
 from genrec.errors import RequestError
 from genrec.requests.database import writing
@@ -18,6 +20,25 @@ from genrec.requests.fence import Fence
 from genrec.requests.schema import LeaseRow, utc
 
 log = logging.getLogger(__name__)
+
+NIGHT = "unlearn"
+"""The lease of whatever needs the champion to stay as it is: nights, trainings, calibrations, purges."""
+
+
+@dataclass(frozen=True)
+class Held:
+    """A lease that is alive. Times: UTC."""
+
+    holder: str
+    acquired_at: datetime
+    expires_at: datetime
+
+
+def held(engine: Engine, name: str, now: datetime) -> Held | None:
+    """Who holds the lease `name` at `now`; None for nobody."""
+    with Session(engine) as session:
+        row = session.get(LeaseRow, name)
+        return Held(row.holder, row.acquired_at, row.expires_at) if row and row.expires_at > now else None
 
 
 class Lease:

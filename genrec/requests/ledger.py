@@ -59,8 +59,11 @@ class Ledger:
         self._key = key
         self._params = params
 
-    def submit(self, subject: Subject, known: Known, *, now: datetime, idempotency_key: str | None = None) -> Request:
-        """Store a new request, or return the one with this key, or the open one about the same subject.
+    def submit(
+        self, subject: Subject, known: Known, *, now: datetime, idempotency_key: str | None = None,
+        requested_by: str | None = None,
+    ) -> Request:  # fmt: skip
+        """Store a new request of `requested_by`, or return the one with this key, or the open one about the subject.
 
         Raises RequestError, with nothing stored, for a subject that is unknown or too broad, for a text that cannot be
         stored, and for a key that was used for another subject.
@@ -75,25 +78,18 @@ class Ledger:
             if existing := _existing(session, digest, idempotency):
                 return existing
         refuse(subject, known, self._params.max_concept_share)  # may query the data, so outside the write lock
+        asked = {} if requested_by is None else {"by": free_text("requester", requested_by, subject.user_id)}
         row = RequestRow(
-            id=f"r-{secrets.token_hex(8)}",
-            kind=subject.kind,
-            digest=digest,
-            user_id=subject.user_id,
-            item_id=subject.item_id,
-            concept=subject.concept,
-            idempotency=idempotency,
-            state="received",
-            attempts=0,
-            received_at=now,
-            due_at=now + timedelta(days=self._params.due_days),
-        )
+            id=f"r-{secrets.token_hex(8)}", kind=subject.kind, digest=digest, user_id=subject.user_id,
+            item_id=subject.item_id, concept=subject.concept, idempotency=idempotency, requested_by=requested_by,
+            state="received", attempts=0, received_at=now, due_at=now + timedelta(days=self._params.due_days),
+        )  # fmt: skip
         try:
             with writing(self.engine, locked=False) as session:
                 session.add(row)
                 session.flush()  # the unique indexes decide who is first, and only the audit chain needs the lock
                 lock_writers(session.connection())
-                payload = {"kind": row.kind, "digest": digest}
+                payload = {"kind": row.kind, "digest": digest, **asked}
                 audit.append(session.connection(), "received", row.id, payload, now=now)
         except IntegrityError as error:  # another process was first: find its request
             with Session(self.engine) as session:

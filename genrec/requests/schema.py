@@ -87,6 +87,7 @@ class RequestRow(Base):
     suppressed_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
     unlearned_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
     due_at: Mapped[datetime] = mapped_column(UTCDateTime, index=True)
+    requested_by: Mapped[str | None] = mapped_column(Text, index=True)
     verified_by: Mapped[str | None] = mapped_column(Text)
     verified_how: Mapped[str | None] = mapped_column(Text)
     extended_at: Mapped[datetime | None] = mapped_column(UTCDateTime)

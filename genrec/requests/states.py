@@ -26,8 +26,8 @@ PERSONAL = ("user", "interaction")
 class Request:
     """A request as anybody may see it. `label` is the concept or the item; None where a person is meant. Times: UTC.
 
-    `verified_by` and `verified_how` say who checked the requester's identity and how. `plan` is the router's reason in
-    the latest batch.
+    `requested_by` is the account that submitted it, where accounts are known. `verified_by` and `verified_how` say who
+    checked the requester's identity and how. `plan` is the router's reason in the latest batch.
     """
 
     id: str
@@ -45,6 +45,7 @@ class Request:
     method: str | None
     plan: str | None
     batch_id: str | None
+    requested_by: str | None = None
     verified_by: str | None = None
     verified_how: str | None = None
     extended_at: datetime | None = None

@@ -16,7 +16,9 @@ import httpx
 import pandas as pd
 import pytest
 import yaml
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
+from flows.on_demand import on_demand
 from genrec.config import Settings
 from genrec.data.subjects import Subject
 from genrec.errors import OutageError
@@ -79,6 +81,22 @@ def test_deploy_is_repeatable_and_the_cron_run_is_scheduled(deployed):
     assert queues["champion"] == 1
     scheduled = wait_for(lambda: runs(url, "unlearn/nightly"), 60)
     assert all(run["state_type"] == "SCHEDULED" and "T02:00:00" in run["expected_start_time"] for run in scheduled)
+
+
+def test_the_console_asks_the_server_for_a_run_of_its_own(deployed):
+    _, url, _, _ = deployed
+    assert on_demand() is None
+    before = {run["id"] for run in runs(url, "unlearn/on-demand")}
+    with temporary_settings({PREFECT_API_URL: url}):
+        on_demand()()
+    (asked,) = [run for run in runs(url, "unlearn/on-demand") if run["id"] not in before]
+    assert (asked["state_type"], asked["parameters"]["trigger"]) == ("SCHEDULED", "console")
+    httpx.delete(f"{url}/flow_runs/{asked['id']}").raise_for_status()
+    with (
+        temporary_settings({PREFECT_API_URL: "http://127.0.0.1:1/api"}),
+        pytest.raises(OutageError, match="does not answer"),
+    ):
+        on_demand()()
 
 
 @pytest.fixture

@@ -33,7 +33,7 @@ def of(*languages: str):
 def parse(words: list[str]) -> None:
     """Parse a `genrec` command as the command line would, without running it; raises a usage error."""
     command, rest = ROOT_COMMAND, words[1:]
-    while hasattr(command, "commands"):
+    while hasattr(command, "commands") and not (command.invoke_without_command and (rest or ["-"])[0][0] == "-"):
         assert rest, f"{' '.join(words)} is a group, not a command"
         assert rest[0] in command.commands, f"{' '.join(words)}: no command {rest[0]!r}"
         command, rest = command.commands[rest[0]], rest[1:]

@@ -21,7 +21,7 @@ from genrec.data.sequences import Dataset, load_dataset, without
 from genrec.data.version import data_version
 from genrec.errors import DataError, UnlearningError
 from genrec.evaluation import gates
-from genrec.evaluation.judge import Erased, Forgotten, Measured, judge, measure
+from genrec.evaluation.judge import ATTACK, GAP, Erased, Forgotten, Measured, judge, measure
 from genrec.evaluation.statistics import Bootstrap, Measure, mean
 from genrec.models.bundle import Bundle
 from genrec.night import figures, open_registry
@@ -35,6 +35,9 @@ LABEL = "the cohort"
 BATCH = "calibration"
 OVER_RETRAINED, TEST_NLL = "user NLL gap over the retrained model's", "test NLL increase"
 """Paired figures of a calibration: `genrec power` scales their intervals."""
+
+GOLD = "retrained: {}"
+"""Name of a figure of the gold model: what a night without a retrained model is shown beside."""
 
 SMALLEST_SHARE = 3
 """The cohort is at most one in so many trained users: the gold model must stay a model of the same shop."""
@@ -92,6 +95,8 @@ def calibrate(problem: Problem, champion: str, at: datetime) -> list[Calibration
     before = measure(erased, problem.bundle, [group])
     gold, gold_s = _timed("retrain", problem)
     reference = measure(erased, gold.bundle, [group])
+    retrained = {GOLD.format(name): reference.forgetting[name] for name in (GAP, ATTACK)}
+    retrained[GOLD.format(TEST_NLL)] = mean(reference.ranking.nll - before.ranking.nll, plan)
     found = []
     for name in approximate(params):
         shared = {
@@ -114,7 +119,7 @@ def calibrate(problem: Problem, champion: str, at: datetime) -> list[Calibration
             Calibration(
                 **shared, verdict=gates.decide(judged, exact=False), split_half=_split_half(outcome), wall_s=wall_s,
                 gates=finite([gate.as_dict() for gate in judged]),
-                figures=finite(figures(after.forgetting | _paired(after, before, reference, plan))),
+                figures=finite(figures(after.forgetting | _paired(after, before, reference, plan) | retrained)),
             )
         )  # fmt: skip
     return found

@@ -18,15 +18,16 @@ import numpy as np
 
 from genrec.config import Workspace
 from genrec.data.erase import Erasure, erase
-from genrec.data.files import write_json
+from genrec.data.files import finite, write_json
 from genrec.data.sequences import Dataset, ForgetSet, load_dataset, read_forget_set, restore
 from genrec.data.version import data_version
 from genrec.errors import RequestError, UnlearningError
 from genrec.evaluation import gates
+from genrec.evaluation.evidence import curve, neighbours
 from genrec.evaluation.gates import Gate
-from genrec.evaluation.judge import Erased, Forgotten, Measured, judge, measure
+from genrec.evaluation.judge import ATTACK, SHARED_LEVELS, Erased, Forgotten, Measured, judge, measure
 from genrec.evaluation.ranking import Ranking, utility
-from genrec.evaluation.statistics import Bootstrap, Measure
+from genrec.evaluation.statistics import Bootstrap, Measure, mean
 from genrec.models.bundle import Bundle, Lineage, load_bundle, read_manifest, save_bundle
 from genrec.pipeline import code_version, load_embeddings
 from genrec.registry import Registry
@@ -34,6 +35,9 @@ from genrec.requests.database import scrub
 from genrec.requests.ledger import Batch
 from genrec.requests.store import open_ledger
 from genrec.unlearning import Problem, method
+
+SHOWN = "shown"
+"""Key of an attempt's record under which `shown` is kept."""
 
 
 def open_registry(workspace: Workspace) -> Registry:
@@ -59,6 +63,15 @@ class Night:
         self.params = workspace.params()
         self.folder = workspace.var / "nights" / batch.id
         self.plan = Bootstrap.of(self.params)
+
+    def record(self, number: int) -> Path:
+        """Where attempt `number` is kept."""
+        return self.folder / f"attempt-{number}.json"
+
+    @property
+    def champion_curve(self) -> Path:
+        """The attack's curve on the champion; no file where nobody is to be forgotten."""
+        return self.folder / "champion-curve.json"
 
     @property
     def sealed_file(self) -> Path:
@@ -119,16 +132,24 @@ class Night:
             found.append(Group("the interactions", none, none, "interactions", ids, "interaction", ("retrain",)))
         return tuple(found)
 
+    @property
+    def measured(self) -> bool:
+        """Whether the champion has been measured on this night's data."""
+        return (self.folder / "champion.npz").exists()
+
     @cached_property
     def before(self) -> Measured:
         """The champion on this night's data; measured once and kept."""
         path = self.folder / "champion.npz"
-        if not path.exists():
+        if not self.measured:
             self.folder.mkdir(parents=True, exist_ok=True)
             measured = measure(self.erased, self.champion, self.groups)
             temporary = path.with_suffix(".tmp.npz")
             np.savez(temporary, top=measured.ranking.top, rank=measured.ranking.rank, nll=measured.ranking.nll)
             (self.folder / "champion.json").write_text(json.dumps(figures(measured.forgetting)))
+            for people in measured.users.values():
+                found = curve(people, measured.forgetting[ATTACK], self.plan.confidence)
+                self.champion_curve.write_text(json.dumps(finite(found.as_dict())))
             os.replace(temporary, path)
         with np.load(path) as arrays:
             ranking = Ranking(arrays["top"], arrays["rank"], arrays["nll"])
@@ -148,16 +169,16 @@ def attempt(night: Night, group_name: str, method_name: str, number: int, start:
     """Climb one rung: run the method on a copy of `start` (a candidate folder; None is the champion), judge, register.
 
     Returns the attempt as JSON: group, method, verdict, wall_s, reason, gates, diagnostics, figures, folder, version,
-    and the calibration that carries its inconclusive forgetting gates. A repeat reads what the first run left: it was
-    recorded before it was registered, and a bundle with another wall time would be another version.
+    start, and the calibration that carries its inconclusive forgetting gates. A repeat reads what the first run left:
+    it was recorded before it was registered, and a bundle with another wall time would be another version.
     """
-    record = night.folder / f"attempt-{number}.json"
+    record = night.record(number)
     if record.exists():
         result = json.loads(record.read_text())
     else:
         result = write_json(record, _climb(night, group_name, method_name, number, start, reason))
     if "version" in result:
-        return result
+        return _told(result)
     metrics = {name: m["value"] for name, m in {**result["utility"], **result["forgetting"]}.items()}
     metrics |= {f"gate.{gate['name']}": gate["value"] for gate in result["gates"]} | {"wall_s": result["wall_s"]}
     metrics = {name: value for name, value in metrics.items() if value is not None}
@@ -166,7 +187,28 @@ def attempt(night: Night, group_name: str, method_name: str, number: int, start:
         open_registry(night.workspace), folder, load_bundle(folder).lineage, result, metrics, night.params.seed,
         group=group_name,
     )  # fmt: skip
-    return write_json(record, result | {"version": version})
+    return _told(write_json(record, result | {"version": version}))
+
+
+def _told(result: dict) -> dict:
+    """What the flow and the ledger hear of an attempt: what only the report shows stays in its record."""
+    return {name: value for name, value in result.items() if name != SHOWN}
+
+
+def shown(night: Night, groups: Sequence[Group], after: Measured) -> dict:
+    """What the report shows of a judged candidate beside its gates (`genrec.evaluation.evidence`), ready for JSON."""
+    people = [curve(u, after.forgetting[ATTACK], night.plan.confidence).as_dict() for u in after.users.values()]
+    items = np.concatenate([group.items for group in groups])
+    gone = night.champion.deny_mask().numpy()
+    gone[np.concatenate([group.items for group in night.groups])] = True
+    near = (
+        neighbours(
+            night.champion.table, night.champion.titles, items, gone, SHARED_LEVELS, night.before.ranking, after.ranking
+        ).as_dict()
+        if len(items)
+        else None
+    )
+    return {"curve": people[0] if people else None, "neighbours": near}
 
 
 def _climb(night: Night, group_name: str, method_name: str, number: int, start: str | None, reason: str) -> dict:
@@ -181,6 +223,7 @@ def _climb(night: Night, group_name: str, method_name: str, number: int, start: 
     )  # fmt: skip
     started = time.perf_counter()
     result = {"group": group.name, "label": group.label, "method": method_name, "reason": reason, "number": number}
+    result["start"] = start
     result["carried"] = _plans(night)[group.name]["carried"].get(method_name)
     try:
         outcome = chosen.run(problem)
@@ -209,15 +252,17 @@ def _climb(night: Night, group_name: str, method_name: str, number: int, start: 
         "gates": [gate.as_dict() for gate in found], "diagnostics": outcome.diagnostics,
         "utility": figures(utility(after.ranking, len(night.retained.item_ids), night.plan)),
         "forgetting": figures(after.forgetting),
+        "nll_increase": mean(after.ranking.nll - night.before.ranking.nll, night.plan).as_dict(),
+        SHOWN: shown(night, [group], after),
     }  # fmt: skip
     return result
 
 
 def judge_final(night: Night, last: dict, number: int) -> dict:
     """The whole batch's gates on the last candidate: a later group's edit must not undo an earlier one's."""
-    record = night.folder / f"attempt-{number}.json"
+    record = night.record(number)
     if record.exists():
-        return json.loads(record.read_text())
+        return _told(json.loads(record.read_text()))
     candidate = load_bundle(night.folder / last["folder"])
     started = time.perf_counter()
     found, after = judge(
@@ -230,11 +275,12 @@ def judge_final(night: Night, last: dict, number: int) -> dict:
         "reason": "Every gate again, for all requests of the night at once, on the last candidate.",
         "verdict": gates.decide(found, last["exact"]), "gates": [gate.as_dict() for gate in found], "diagnostics": {},
         "wall_s": round(time.perf_counter() - started, 2), "forgetting": figures(after.forgetting),
+        SHOWN: shown(night, night.groups, after),
     }  # fmt: skip
     registry = open_registry(night.workspace)
     for gate in found:
         registry.tag(last["version"], f"final.{gate.name}", gate.verdict)
-    return write_json(record, result)
+    return _told(write_json(record, result))
 
 
 def _plans(night: Night) -> dict[str, dict]:

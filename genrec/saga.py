@@ -8,13 +8,13 @@ rows destroyed, requests fulfilled.
 from dataclasses import replace
 from datetime import UTC, datetime
 
-from genrec import promotion
+from genrec import night_report, promotion
 from genrec.evaluation.gates import CARRIED
 from genrec.evaluation.ranking import utility
 from genrec.night import Night, bundle_hash, destroy_sealed, discard_candidates, figures, open_registry
 from genrec.pipeline import code_version
 from genrec.report.page import write_report
-from genrec.report.summary import Attempt, Comparison, Lineage, Request, Summary
+from genrec.report.summary import Comparison, Lineage, Request, Summary
 from genrec.requests import certificates
 from genrec.requests.ledger import Request as LedgerRequest
 from genrec.requests.store import open_ledger
@@ -135,25 +135,20 @@ def _write(night: Night, summary: Summary):
 
 
 def _summary(night: Night, details: dict, requests: list[LedgerRequest], *, finished_at: str, **values) -> Summary:
-    kept = set(Attempt.model_fields)
     fields = set(Request.model_fields)
-    attempts = [
-        {k: v for k, v in a.items() if k in kept}
-        | {"gates": [{k: v for k, v in g.items() if k != "check"} for g in a["gates"]]}
-        for a in details["attempts"]
-    ]
+    attempts = details["attempts"]
     started, finished = (datetime.fromisoformat(t) for t in (details["started_at"], finished_at))
     retrain_s = night.champion.lineage.retrain_s
     return Summary.model_validate(
         {
-            "schema": 1, "batch_id": night.batch.id, "started_at": started, "finished_at": finished,
+            "batch_id": night.batch.id, "started_at": started, "finished_at": finished,
             "wall_s": (finished - started).total_seconds(),
             "data_version_before": details["data_version_before"], "data_version": details.get("data_version"),
             "champion_before": night.champion_number,
             "requests": [{k: v for k, v in r.as_dict().items() if k in fields} for r in requests],
-            "attempts": attempts, "validation": details.get("validation"),
+            "attempts": night_report.told(night, attempts), "validation": details.get("validation"),
             "cost": {"retrain_s": retrain_s, "methods_s": sum(a["wall_s"] for a in attempts)},
-            **values,
+            **night_report.evidence(night, attempts), **values,
         }
     )  # fmt: skip
 
@@ -177,6 +172,7 @@ def close_failed(night: Night) -> None:
     summary = _summary(
         night, details, requests, outcome=details["outcome"], reason=details["reason"],
         finished_at=details["finished_at"], champion_after=night.champion_number,
+        forgetting=night_report.before(night),
     )  # fmt: skip
     _write(night, summary)
     ledger.fail(night.batch.id, details["reason"], now=datetime.now(UTC))

@@ -30,6 +30,9 @@ from genrec.training.rows import Row, bucketed, chunk, collate, token_losses
 FPR = 0.01
 """Share of never-seen users the attacker may flag by mistake."""
 
+FPRS = np.sort(np.append(np.linspace(0, 1, 51), FPR))
+"""False positive rates at which a curve is kept: a fixed grid, so that its corners are not people's scores."""
+
 MIN_K = 20.0
 """Per cent of a user's tokens that Min-K% looks at."""
 
@@ -105,11 +108,19 @@ def tpr_at_fpr(positive: np.ndarray, negative: np.ndarray, confidence: float, fp
     """
     if len(positive) == 0 or len(negative) == 0:
         return NOTHING
-    allowed = math.floor(fpr * len(negative) + 1e-9)  # 1e-9: a product meant to be whole may lie just below
-    if allowed >= len(negative):
-        return wilson(len(positive), len(positive), confidence)
-    threshold = np.sort(negative)[::-1][allowed]
+    (threshold,) = _thresholds(negative, np.array([fpr]))
     return wilson(int((positive > threshold).sum()), len(positive), confidence)
+
+
+def roc(positive: np.ndarray, negative: np.ndarray) -> np.ndarray:
+    """The attack's ROC at `FPRS`: share of `positive` [n] that `tpr_at_fpr` finds at each of them, float64 [points]."""
+    return (positive[:, None] > _thresholds(negative, FPRS)).mean(0)
+
+
+def _thresholds(negative: np.ndarray, fprs: np.ndarray) -> np.ndarray:
+    """The lowest score that at most each share of `negative` [m] exceeds, float64 like `fprs`."""
+    allowed = np.floor(fprs * len(negative) + 1e-9).astype(np.int64)  # 1e-9: a whole product may lie just below
+    return np.append(np.sort(negative)[::-1], -np.inf)[np.minimum(allowed, len(negative))]
 
 
 def attack(forgotten: np.ndarray, unseen: np.ndarray, plan: Bootstrap) -> Attack:

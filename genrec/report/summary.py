@@ -30,6 +30,8 @@ def _utc(time: datetime) -> datetime:
     return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
 
 
+SCHEMA = 2
+
 Number = Annotated[int | float | None, BeforeValidator(_finite)]
 Count = Annotated[int | None, BeforeValidator(_finite)]
 NumberOrText = Annotated[int | float | str | None, BeforeValidator(_finite)]
@@ -75,8 +77,19 @@ class Gate(Record):
     blocking: bool = True
 
 
+class Measure(Record):
+    value: Number = None
+    low: Number = None
+    high: Number = None
+    n: Count = None
+
+
 class Attempt(Record):
-    """One rung of a group's ladder; `reason` says why this rung was taken."""
+    """One rung of a group's ladder; `reason` says why this rung was taken.
+
+    exact: retrained without the data. version: registered as, None where the method could not run; made_from: the
+    version it edited. forgetting: figures of its group. nll_increase: of the test NLL over the champion, nat per token.
+    """
 
     group: str
     method: str
@@ -85,13 +98,11 @@ class Attempt(Record):
     reason: str = ""
     gates: tuple[Gate, ...] = ()
     diagnostics: dict[str, NumberOrText] = {}
-
-
-class Measure(Record):
-    value: Number = None
-    low: Number = None
-    high: Number = None
-    n: Count = None
+    exact: bool = False
+    version: str | None = None
+    made_from: str | None = None
+    forgetting: dict[str, Measure] = {}
+    nll_increase: Measure | None = None
 
 
 class Comparison(Record):
@@ -108,12 +119,74 @@ class SidChange(Record):
     after: tuple[int, ...]
 
 
+class Reference(Record):
+    """The model that a calibration retrained without its cohort of `n` people, in the place of the night's own."""
+
+    at: Time
+    n: int
+    forgetting: dict[str, Measure]
+    nll_increase: Measure
+
+
+class Curve(Record):
+    """`genrec.evaluation.evidence.Curve`: the loss attack's ROC, or the counts that are too small for one."""
+
+    forgotten: int
+    unseen: int
+    least: int
+    auc: Measure | None = None
+    tpr: Measure | None = None
+    points: tuple[tuple[float, float], ...] = ()
+
+
+class Membership(Record):
+    """The curve of the champion before the night, and of the attempt with index `attempt`."""
+
+    attempt: int
+    before: Curve | None = None
+    after: Curve
+
+
+class Neighbour(Record):
+    """A retained item next to forgotten ones; `before` and `after` are shares of lists, places count from 1."""
+
+    item_id: str
+    title: str
+    shared: int
+    before: Number = None
+    after: Number = None
+    place_before: Number = None
+    place_after: Number = None
+
+
+class Neighbours(Record):
+    """`genrec.evaluation.evidence.Neighbours`, after the attempt with index `attempt`."""
+
+    attempt: int
+    total: int
+    least: int
+    levels: int
+    lists: int
+    items: tuple[Neighbour, ...]
+
+
+class Check(Record):
+    """One expectation about the data; `broken`: it could not run. Rows that broke it are in artefacts/."""
+
+    suite: str
+    expectation: str
+    success: bool
+    observed: str
+    broken: bool = False
+
+
 class Validation(Record):
-    """The data validation in three figures."""
+    """The data validation; `results` is empty in records of schema 1."""
 
     success: bool
     checks: int
     failed: int
+    results: tuple[Check, ...] = ()
 
 
 class Lineage(Record):
@@ -126,9 +199,12 @@ class Lineage(Record):
 
 
 class Summary(Record):
-    """The whole night. `wall_s` and every figure of `cost` ending in `_s` are seconds."""
+    """The whole night. `wall_s` and every figure of `cost` ending in `_s` are seconds.
 
-    schema_version: Literal[1] = Field(1, alias="schema")
+    Schema 1 had no membership, neighbours and reference, and of attempts only the gates; it is still read.
+    """
+
+    schema_version: Literal[1, 2] = Field(SCHEMA, alias="schema")
     batch_id: str | None = None
     outcome: Literal["promoted", "held", "failed", "nothing to do"]
     reason: str = ""
@@ -143,6 +219,9 @@ class Summary(Record):
     attempts: tuple[Attempt, ...] = ()
     utility: Comparison = Comparison()
     forgetting: Comparison = Comparison()
+    reference: Reference | None = None
+    membership: Membership | None = None
+    neighbours: Neighbours | None = None
     sid_diff: tuple[SidChange, ...] = ()
     validation: Validation | None = None
     lineage: Lineage = Lineage()
@@ -167,9 +246,12 @@ def read_summary(path: Path) -> Summary:
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
-        raise DataError(
-            f"{path}: {key} = {first['input']!r}: {first['msg']}. Restore it from the run's MLflow artefacts."
-        ) from error
+        remedy = "Restore it from the run's MLflow artefacts."
+        if key == "schema":
+            remedy = (
+                f"This version reads schemas 1 to {SCHEMA}: install the one that wrote it, or open the page beside it."
+            )
+        raise DataError(f"{path}: {key} = {first['input']!r}: {first['msg']}. {remedy}") from error
 
 
 def write_atomic(path: Path, text: str) -> Path:

@@ -91,13 +91,17 @@ class SidTable:
     def index(self) -> dict[str, int]:
         return {item: i for i, item in enumerate(self.item_ids)}
 
-    def sharing(self, items: Sequence[int], levels: int) -> np.ndarray:
-        """Which items share at least `levels` SID tokens, dedup digits aside, with one of `items`: bool [n]."""
+    def shared(self, items: Sequence[int]) -> np.ndarray:
+        """How many SID tokens, dedup digits aside, each item shares at most with one of `items`: int64 [n]."""
         codes = self.sids[:, :-1]
-        shares = np.zeros(len(codes), bool)
+        most = np.zeros(len(codes), np.int64)
         for item in items:
-            shares |= (codes == codes[item]).sum(1) >= levels
-        return shares
+            np.maximum(most, (codes == codes[item]).sum(1), out=most)
+        return most
+
+    def sharing(self, items: Sequence[int], levels: int) -> np.ndarray:
+        """Which items share at least `levels` SID tokens with one of `items`: bool [n]."""
+        return self.shared(items) >= levels
 
 
 def dedup_digits(codes: np.ndarray, taken: np.ndarray | None = None) -> np.ndarray:

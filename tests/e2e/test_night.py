@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from genrec.requests import certificates
+from tests.browser import artefacts, quiet_page, serious_findings, visit
 from tests.conftest import genrec
 
 CONCEPT = "Gambling"
@@ -77,6 +78,57 @@ def test_summary_has_what_the_report_promises(night):
     passed = {a["group"]: a["method"] for a in summary["attempts"] if a["verdict"] == "PASS"}
     assert {"users", f"concept: {CONCEPT}", "final"} <= passed.keys()
     assert (home / "reports" / "latest" / "index.html").read_text().count(CONCEPT) > 0
+
+
+def test_every_attempt_has_its_figures_and_where_it_came_from(night):
+    home, before = night
+    summary = before["summary"]
+    made = {a["version"]: a["made_from"] for a in summary["attempts"] if a["version"]}
+    champion, line = summary["champion_after"], []
+    while champion in made:
+        line.append(champion)
+        champion = made[champion]
+    assert champion == summary["champion_before"]
+    assert len(line) == len({a["group"] for a in summary["attempts"]} - {"final"})
+    final = summary["attempts"][-1]
+    assert final["exact"]
+    assert final["forgetting"].keys() == summary["forgetting"]["before"].keys() == summary["forgetting"]["after"].keys()
+    change = summary["utility"]["after"]["test NLL"]["value"] - summary["utility"]["before"]["test NLL"]["value"]
+    assert final["nll_increase"]["value"] == pytest.approx(change)
+    assert final["nll_increase"]["low"] < change < final["nll_increase"]["high"]
+    assert summary["reference"] is None  # the night has a retrained model of its own
+    few = {"forgotten": USERS, "least": 20, "points": [], "auc": None, "tpr": None}
+    assert {name: summary["membership"]["before"][name] for name in few} == few
+    assert {name: summary["membership"]["after"][name] for name in few} == few
+    near = summary["neighbours"]
+    assert near["total"] >= len(near["items"]) > 0
+    items = pd.read_parquet(home / "prepared" / "items.parquet")
+    concept = set(items[items.concepts.map(lambda tags: CONCEPT in tags)].item_id)
+    assert concept
+    assert not concept & {item["item_id"] for item in near["items"]}
+    assert {check["suite"] for check in summary["validation"]["results"]} == {"interactions", "items"}
+    assert len(summary["validation"]["results"]) == summary["validation"]["checks"]
+
+
+def test_the_report_of_the_night_in_a_browser(night, browser, tmp_path):
+    home, before = night
+    summary = before["summary"]
+    page_file = home / "reports" / "nights" / summary["batch_id"] / "index.html"
+    assert page_file.stat().st_size < 6_000_000
+    with quiet_page(browser) as page:
+        assert visit(page, page_file.as_uri()) == [page_file.as_uri()]
+        page.screenshot(path=artefacts(tmp_path) / "night-report.png", full_page=True)
+        assert "4 requests were carried out" in page.locator(".headline").inner_text()
+        assert page.locator("[id^=gates-] .scatterlayer").count() >= len(summary["attempts"])
+        for index, metric in enumerate(["membership AUC", f"sh@10 {CONCEPT}", "user NLL gap"]):
+            measured = [a for a in summary["attempts"] if metric in a["forgetting"] and a["group"] != "final"]
+            assert page.locator(f"#tradeoff-{index} .xtitle").text_content() == metric
+            assert page.locator(f"#tradeoff-{index} .scatterlayer .trace").count() >= 1 + len(measured)
+        assert "3 forgotten and " in page.locator("section:has(#membership-title)").inner_text()
+        assert page.locator("table:has(#neighbours-table) tbody tr").count() == len(summary["neighbours"]["items"])
+        served = page.locator(".graph text", has_text=", served now")
+        assert served.text_content().startswith(f"Model version {summary['champion_after']}")
+        assert serious_findings(page) == []
 
 
 def test_no_approximate_method_is_tried_on_three_users_without_a_calibration(night):

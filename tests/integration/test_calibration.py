@@ -7,6 +7,14 @@ import sqlite3
 import pandas as pd
 import pytest
 
+from genrec.calibration import OVER_RETRAINED
+from genrec.config import Settings
+from genrec.data.subjects import Subject
+from genrec.evaluation.judge import GAP
+from genrec.night import Night, open_registry
+from genrec.night_report import evidence
+from genrec.report.summary import Reference
+from genrec.requests.ledger import Batch
 from tests.conftest import genrec
 
 
@@ -39,6 +47,23 @@ def test_a_calibration_is_a_run_in_mlflow_and_names_nobody(calibrated):
     kept = [p for p in (home / "mlruns").rglob("*") if p.is_file()] + list((home / "var").glob("ledger.db*"))
     content = b"".join(path.read_bytes() for path in kept) + json.dumps(found).encode()
     assert not [user for user in people if user.encode() in content]
+
+
+def test_a_night_that_retrains_nothing_is_shown_beside_the_calibrations_retrained_model(calibrated):
+    home, found = calibrated
+    workspace = Settings(home=home).workspace
+    champion = open_registry(workspace).champion().number
+    about = {"user": Subject("user", user_id="somebody"), "concept": Subject("concept", concept="Gambling")}
+    nights = {
+        kind: Night(workspace, Batch("b-1", ("r-1",), (("r-1", subject),), found[0]["at"], "erased"), champion)
+        for kind, subject in about.items()
+    }
+    reference = Reference.model_validate(evidence(nights["user"], [])["reference"])
+    own, over = (found[0]["figures"][name]["value"] for name in (GAP, OVER_RETRAINED))
+    assert reference.forgetting[GAP].value == pytest.approx(own - over)
+    assert (reference.n, reference.at.isoformat()) == (found[0]["n"], found[0]["at"])
+    assert reference.nll_increase.low < reference.nll_increase.value < reference.nll_increase.high
+    assert evidence(nights["concept"], [])["reference"] is None
 
 
 def test_power_is_told_for_each_gate(calibrated):

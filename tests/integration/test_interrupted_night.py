@@ -57,12 +57,17 @@ def test_bad_data_stops_the_night_before_any_model(home):
     assert not list((home / "var" / "sealed").glob("*"))
     summary = json.loads((home / "reports" / "latest" / "summary.json").read_text())
     assert (summary["outcome"], summary["attempts"]) == ("failed", [])
+    (broken,) = [check for check in summary["validation"]["results"] if not check["success"]]
+    assert broken["expectation"] == "expect_column_values_to_be_between(rating)"
+    page = (home / "reports" / "latest" / "index.html").read_text()
+    assert "No candidate came to be measured" not in page  # nothing was tried, so nothing is missed
+    assert broken["observed"] in page
 
 
 def test_gates_that_do_not_pass_hold_the_champion(home):
     """With only an approximate method allowed and a limit no interval can meet, the champion stays."""
     before = snapshot(home)
-    genrec(home, "forget", "concept", "Gambling")
+    genrec(home, "forget", "concept", "Cycling")
     impossible = {**TINY["gates"], "concept_sh10": 0.0}
     set_params(home, unlearning={**TINY["unlearning"], "concept_ladder": ["tracer"]}, gates=impossible)
     held = genrec(home, "night", check=False)
@@ -73,6 +78,14 @@ def test_gates_that_do_not_pass_hold_the_champion(home):
     summary = json.loads((home / "reports" / "latest" / "summary.json").read_text())
     assert summary["outcome"] == "held"
     assert [a["verdict"] != "PASS" for a in summary["attempts"]] == [True]
+    (tried,) = summary["attempts"]
+    shown = "sh@10 Cycling"
+    assert tried["forgetting"][shown]["value"] < summary["forgetting"]["before"][shown]["value"]
+    assert (summary["membership"], summary["reference"]) == (None, None)
+    page = (home / "reports" / "latest" / "index.html").read_text()
+    assert 'id="tradeoff-0"' in page
+    assert "Nobody asked that their own history be forgotten" in page
+    assert "No model was retrained without the data this night: none is shown beside." in page
     request = requests_of(home)[-1]
     assert request["state"] == "failed"
     genrec(home, "requests", "cancel", request["id"])

@@ -13,9 +13,10 @@ from sqlalchemy import inspect, select
 from sqlalchemy.orm import Session
 
 from genrec import calibration
-from genrec.calibration import OVER_RETRAINED, TEST_NLL, calibrate, cohort, params_hash, shadow
+from genrec.calibration import GOLD, OVER_RETRAINED, TEST_NLL, calibrate, cohort, params_hash, shadow
 from genrec.config import CalibrationParams, Params
 from genrec.errors import DataError, UnlearningError
+from genrec.evaluation.judge import ATTACK, GAP
 from genrec.requests.audit import verify_chain
 from genrec.requests.calibrations import Calibration, latest, listed, record
 from genrec.requests.database import migrate, writing
@@ -89,6 +90,15 @@ def test_each_approximate_method_is_judged_against_the_retrained_model(found, pr
         assert {OVER_RETRAINED, TEST_NLL} <= one.figures.keys()
         assert one.figures[OVER_RETRAINED]["n"] == 12
     assert found[0].split_half is not None
+
+
+def test_the_retrained_models_own_figures_are_kept_for_nights_that_have_none(found):
+    """The paired gap is a method's gap minus the retrained model's, so the three must agree."""
+    for one in found:
+        gold, own = one.figures[GOLD.format(GAP)], one.figures[GAP]
+        assert own["value"] - gold["value"] == pytest.approx(one.figures[OVER_RETRAINED]["value"])
+        assert gold["low"] < gold["value"] < gold["high"]
+        assert {GOLD.format(ATTACK), GOLD.format(TEST_NLL)} <= one.figures.keys()
 
 
 def test_nothing_in_a_calibration_names_the_cohort(found, problem, dataset):

@@ -10,9 +10,11 @@ from sklearn.metrics import roc_auc_score, roc_curve
 from genrec.data.sequences import HOLDOUT
 from genrec.evaluation.forgetting import holdout_users, user_nll
 from genrec.evaluation.membership import (
+    FPRS,
     TokenNll,
     attack,
     membership,
+    roc,
     row_token_nll,
     tpr_at_fpr,
     user_token_nll,
@@ -176,3 +178,17 @@ def test_who_counts_as_never_seen_can_be_given(bundle, model, dataset, trained):
     assert fewer.loss == attack(-nll_f, -nll_h, PLAN)
     both = membership(bundle, model, dataset, trained[:9], PLAN, unseen=[*strangers, *trained[:3]])
     assert both == membership(bundle, model, dataset, trained[:9], PLAN)  # nobody is compared with themselves
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_a_curve_is_the_best_that_scikit_learn_finds_at_each_false_positive_rate(ties):
+    rng = np.random.default_rng(4)
+    positive, negative = rng.normal(0.6, 1, 37), rng.normal(0, 1, 150)
+    if ties:
+        positive, negative = positive.round(), negative.round()
+    fpr, tpr, _ = roc_curve([1] * 37 + [0] * 150, np.concatenate([positive, negative]), drop_intermediate=False)
+    found = roc(positive, negative)
+    assert found == pytest.approx([tpr[fpr <= at + 1e-9].max() for at in FPRS])
+    assert found[np.flatnonzero(FPRS == 0.01)[0]] == tpr_at_fpr(positive, negative, 0.95).value
+    assert len(FPRS) <= 100
+    assert (FPRS[0], FPRS[-1], found[-1]) == (0, 1, 1)

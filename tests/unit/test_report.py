@@ -2,7 +2,7 @@
 
 import json
 import re
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from html.parser import HTMLParser
 
 import numpy as np
@@ -11,73 +11,12 @@ import pytest
 from pydantic import ValidationError
 
 from genrec.errors import DataError
-from genrec.report.page import deadline, duration, headline, limit, number, render, write_report
+from genrec.report.figures import drawn, models
+from genrec.report.graph import lineage_graph
+from genrec.report.page import deadline, headline, missing, render, write_report
 from genrec.report.summary import Summary, read_summary, write_summary
-
-START = datetime(2026, 3, 2, 2, 0, tzinfo=UTC)
-HOSTILE = "</script><script>alert(\"1\")</script><img src='https://evil.example/x'>"
-
-
-def gate(name, verdict, value, low=None, high=None, limit=None, n=None, rule="", blocking=True):
-    return dict(locals())
-
-
-def full_night(**changes) -> dict:
-    times = {"received_at": START - timedelta(days=2), "verified_at": START - timedelta(days=2)}
-    done = times | {"suppressed_at": times["verified_at"], "unlearned_at": START, "due_at": START + timedelta(days=28)}
-    users = [
-        gate("integrity", "PASS", 1.0, rule="every hash and every SID as expected"),
-        gate("user-nll", "FAIL", 0.081234, 0.052, 0.110499, [-0.05, 0.05], 12, "equivalent to 0 within 0.05 nat"),
-        gate("membership", "INCONCLUSIVE", 0.531, 0.402, 0.655, [0.45, 0.55], 12, "AUC interval inside the limits"),
-        gate("utility", "PASS", 1.0031, 0.9872, 1.0204, 0.98, 811, "lower bound >= 0.98"),
-    ]
-    concept = [
-        gate("concept", "PASS", 0.00123, 0.00031, 0.004987, 0.005, 811, "Wilson upper bound of SH@10 <= 0.5 %"),
-        gate("cost", "FAIL", 0.1432, limit=0.1, rule="wall time <= 10 % of retraining", blocking=False),
-    ]
-    night = {
-        "schema": 1,
-        "batch_id": "b-4fd21c07",
-        "outcome": "promoted",
-        "reason": "The final candidate passed every blocking gate.",
-        "started_at": START,
-        "finished_at": START + timedelta(minutes=19),
-        "wall_s": 1152.4,
-        "data_version_before": "9d1c3f2a",
-        "data_version": "1f0b77de",
-        "champion_before": "7",
-        "champion_after": "8",
-        "requests": [
-            {"id": "r-1", "kind": "user", "digest": "a3" * 32, "state": "fulfilled", "method": "retrain"} | done,
-            {"id": "r-2", "kind": "concept", "digest": "0c" * 32, "label": "Horror", "state": "fulfilled"} | done,
-        ],
-        "attempts": [
-            {"group": "users", "method": "ucan", "verdict": "FAIL", "wall_s": 42.13, "gates": users}
-            | {"reason": "first rung", "diagnostics": {"dimensions decayed": 311, "quantile": 0.9, "device": "cpu"}},
-            {"group": "concept: Horror", "method": "tracer", "verdict": "PASS", "wall_s": 95.5, "gates": concept},
-        ],
-        "utility": {
-            "before": {"NDCG@10": {"value": 0.0812, "low": 0.074, "high": 0.0885, "n": 811}},
-            "after": {"NDCG@10": {"value": 0.0815, "low": 0.0743, "high": 0.0888, "n": 811}},
-        },
-        "forgetting": {
-            "before": {"sh@10 Horror": {"value": 0.142, "low": 0.12, "high": 0.167, "n": 811}},
-            "after": {"sh@10 Horror": {"value": 0.00123, "low": 0.00031, "high": 0.004987, "n": 811}},
-        },
-        "sid_diff": [{"item_id": "i42", "title": "The Hollow", "before": [3, 7, 1, 0], "after": [5, 2, 6, 0]}],
-        "validation": {"success": True, "checks": 34, "failed": 0},
-        "lineage": {"parent": "7", "version": "8", "code_version": "3ab9f10", "backbone_hash": "sha256:77aa"},
-        "cost": {"retrain_s": 840.0, "device": "cpu"},
-    }
-    return night | changes
-
-
-def summarise(**changes) -> Summary:
-    return Summary.model_validate(full_night(**changes))
-
-
-def quiet_night() -> Summary:
-    return Summary(outcome="nothing to do", started_at=START, finished_at=START, champion_after="7")
+from genrec.report.text import duration, limit, number
+from tests.summaries import GAP, HOSTILE, SH, START, full_night, gate, quiet_night, summarise
 
 
 class Page(HTMLParser):
@@ -119,7 +58,7 @@ def test_page_is_self_contained_and_structured(summary):
     ids = [attrs["id"] for _, attrs in page.tags if "id" in attrs]
     assert len(ids) == len(set(ids))
     named = [attrs["aria-labelledby"] for _, attrs in page.tags if "aria-labelledby" in attrs]
-    assert set(named) <= set(ids)
+    assert {one for names in named for one in names.split()} <= set(ids)
     assert {link[1:] for link in links if link.startswith("#")} <= set(ids)
     assert page.count("table") == page.count("caption")
     assert all("scope" in attrs for tag, attrs in page.tags if tag == "th")
@@ -177,7 +116,7 @@ def test_summary_round_trip_is_exact_and_stable(tmp_path):
     first = path.read_bytes()
     assert write_summary(read_summary(path), tmp_path).read_bytes() == first
     tree = json.loads(first)
-    assert tree["schema"] == 1
+    assert tree["schema"] == 2
     assert list(tree) == sorted(tree)
 
 
@@ -209,8 +148,8 @@ def test_a_wrong_summary_is_named(tmp_path):
     path.write_text('{"schema": 2')
     with pytest.raises(DataError, match="is not JSON"):
         read_summary(path)
-    path.write_text(json.dumps({"schema": 2, "outcome": "held", "started_at": 0, "finished_at": 0}))
-    with pytest.raises(DataError, match="schema = 2"):
+    path.write_text(json.dumps({"schema": 3, "outcome": "held", "started_at": 0, "finished_at": 0}))
+    with pytest.raises(DataError, match=r"schema = 3: .* or open the page beside it"):
         read_summary(path)
     with pytest.raises(ValidationError, match="mood"):
         summarise(mood="good")
@@ -250,3 +189,123 @@ def test_times_without_a_zone_are_utc():
 )
 def test_duration(seconds, text):
     assert duration(seconds) == text
+
+
+def first_schema() -> dict:
+    """The same night as it was written before schema 2."""
+    night = full_night(schema=1, validation={"success": True, "checks": 34, "failed": 0})
+    for name in ("reference", "membership", "neighbours"):
+        del night[name]
+    for attempt in night["attempts"]:
+        for name in ("version", "made_from", "forgetting", "nll_increase"):
+            del attempt[name]
+    return night
+
+
+def test_a_summary_of_schema_1_still_renders_and_says_what_it_lacks(tmp_path):
+    summary = Summary.model_validate(first_schema())
+    assert read_summary(write_summary(summary, tmp_path)) == summary
+    text = Page(render(summary)).text
+    assert text.count("written by an earlier version") == 3
+    assert "34 checks" in text
+
+
+def test_every_model_of_the_night_is_in_the_plot_and_in_the_table():
+    summary = summarise()
+    shown = models(summary)
+    assert [(m.mark, m.style[0]) for m in shown] == [
+        ("0", "Before"), ("1", "Attempt"), ("2", "Attempt"), ("R", "Calibration")
+    ]  # fmt: skip
+    assert [set(m.forgetting) for m in shown] == [{GAP, SH}, {GAP}, {SH}, {GAP}]
+    plots = drawn(summary)
+    for name, metric in (("tradeoff-0", SH), ("tradeoff-1", GAP)):
+        figure = go.Figure(plots[name])
+        there = [m for m in shown if metric in m.forgetting]
+        assert [trace.text[0] for trace in figure.data] == [m.mark for m in there]
+        for trace, m in zip(figure.data, there, strict=True):
+            assert (trace.x[0], trace.y[0]) == (m.forgetting[metric].value, m.nll_increase.value)
+            for bars, figure_ in ((trace.error_x, m.forgetting[metric]), (trace.error_y, m.nll_increase)):
+                if figure_.n is not None:
+                    assert (bars.array[0], bars.arrayminus[0]) == pytest.approx(
+                        (figure_.high - figure_.value, figure_.value - figure_.low)
+                    )
+    assert [shape.x0 for shape in go.Figure(plots["tradeoff-1"]).layout.shapes] == [-0.05, 0.05]
+    text = Page(render(summary)).text
+    assert all(m.name in text and number(m.nll_increase.value) in text for m in shown)
+
+
+def test_the_final_judgement_adds_only_what_was_not_measured_of_its_version():
+    night = full_night()
+    last = night["attempts"][1]
+    both = last["forgetting"] | night["attempts"][0]["forgetting"]
+    night["attempts"].append(last | {"group": "final", "exact": True, "forgetting": both})
+    final = models(Summary.model_validate(night))[3]
+    assert (final.mark, final.style[0], final.forgetting.keys()) == ("3", "Retrained", {GAP})
+
+
+def without(night: dict, kind: str) -> dict:
+    """The night without the requests of a kind, and what was measured for them."""
+    night["requests"] = [request for request in night["requests"] if request["kind"] != kind]
+    gone, metric, part = {"user": (0, GAP, "membership"), "concept": (1, SH, "neighbours")}[kind]
+    night[part] = None
+    night["attempts"] = [a for i, a in enumerate(night["attempts"]) if i != gone]
+    night["forgetting"]["before"].pop(metric)
+    if kind == "user":
+        night |= {"reference": None, "neighbours": night["neighbours"] | {"attempt": 0}}
+    return night
+
+
+def few_people() -> dict:
+    few = {"forgotten": 3, "unseen": 94, "least": 20}
+    return full_night(membership={"attempt": 0, "before": few, "after": few})
+
+
+@pytest.mark.parametrize(
+    ("night", "name", "says"),
+    [
+        (without(full_night(), "user"), "membership", "Nobody asked that their own history be forgotten"),
+        (without(full_night(), "user"), "reference", "No model was retrained without the data this night: none"),
+        (full_night(reference=None), "reference", "no calibration of this model family keeps one"),
+        (without(full_night(), "concept"), "neighbours", "Neither a concept nor an item was forgotten"),
+        (few_people(), "membership", "3 forgotten and 94 never-seen people are too few for a curve: it takes 20 of"),
+        (full_night(attempts=[], membership=None, neighbours=None), "tradeoff", "No candidate came to be measured"),
+        (full_night(membership=None), "membership", "No candidate came to be measured on the people"),
+        (full_night(neighbours=None), "neighbours", "No candidate came to be measured on the items"),
+    ],
+    ids=["no people", "no model", "no calibration", "no concept", "few people", "no attempt", "no curve", "no items"],
+)  # fmt: skip
+def test_what_a_night_cannot_show_is_said(night, name, says):
+    summary = Summary.model_validate(night)
+    assert says in missing(summary)[name]
+    text = Page(render(summary)).text
+    assert (says in text) == bool(summary.attempts)
+    assert set(missing(summarise()).values()) == {""}
+
+
+def test_the_validation_names_what_failed_and_the_collateral_gate_speaks_for_all_neighbours():
+    text = re.sub(r"\s+", " ", Page(render(summarise())).text)
+    assert "interactions21column values to be between (rating): 7 of 3055 rows" in text
+    assert "items10–" in text
+    assert "collateral: ● PASS, NDCG@10 ratio to the champion 0.99 (0.97 to 1.02; limit 0.95; n 214)" in text
+
+
+def test_the_lineage_graph_joins_data_requests_and_models():
+    graph = lineage_graph(summarise())
+    parents = {node.key: set(node.parents) for node in graph.nodes}
+    assert parents["model 8"] == parents["model 9"] == {"model 7", "data after"}
+    assert parents["data after"] == {"data before", "batch"}
+    assert parents["batch"] == {"Request r-1", "Request r-2"}
+    assert [node.key for node in graph.nodes if node.served] == ["model 8"]
+    assert len(graph.edges) == sum(len(keys) for keys in parents.values())
+    assert [node.y for node in graph.nodes] == sorted({node.y for node in graph.nodes})
+    assert max(node.y for node in graph.nodes) < graph.height
+    many = summarise(requests=[full_night()["requests"][0] | {"id": f"r-{i}"} for i in range(30)])
+    assert "26 more requests" in [node.title for node in lineage_graph(many).nodes]
+    assert [node.key for node in lineage_graph(summarise(outcome="held", champion_after="7")).nodes if node.served] == [
+        "model 7"
+    ]
+    assert lineage_graph(quiet_night()) is None
+
+
+def test_the_page_stays_small():
+    assert len(render(summarise()).encode()) < 6_000_000

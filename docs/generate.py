@@ -12,7 +12,7 @@ from pydantic.fields import FieldInfo
 from genrec.cli import app
 from genrec.config import GateParams, Params, Settings
 from genrec.data import tables
-from genrec.evaluation import forgetting, gates, membership, ranking, robustness
+from genrec.evaluation import forgetting, gates, membership, metrics, ranking, robustness
 
 FOLDER = Path(__file__).parent / "reference"
 NOTE = "<!-- Written by docs/generate.py: change the code, not this page. -->\n"
@@ -28,7 +28,10 @@ MEASURED = (
 
 def pages() -> dict[str, str]:
     """Every reference page by file name."""
-    return {"cli.md": cli(), "params.md": params(), "tables.md": table_schemas(), "gates.md": gate_page()}
+    return {
+        "cli.md": cli(), "params.md": params(), "tables.md": table_schemas(), "metrics.md": metric_page(),
+        "gates.md": gate_page(),
+    }  # fmt: skip
 
 
 def cli() -> str:
@@ -116,13 +119,22 @@ def _columns(fields) -> list[tuple[str, str]]:
     return [(f"`{field.name}`", f"`{field.type}`") for field in fields]
 
 
+def metric_page() -> str:
+    rows = [
+        tuple(_text(cell) for cell in (f"`{m.name}`", m.formula, m.unit, m.used, m.recbole, m.torchmetrics))
+        for m in metrics.METRICS
+    ]
+    parts = [NOTE, "# Metrics\n", f"{paragraphs(metrics.__doc__)}\n"]
+    return "\n".join([*parts, table(("name", "formula", "unit", "where", "RecBole", "torchmetrics"), rows)])
+
+
 def gate_page() -> str:
     limits = [
         (f"`gates.{name}`", f"`{shown(f.default)}`", _text(f.description or ""))
         for name, f in GateParams.model_fields.items()
     ]
     about = paragraphs(gates.__doc__).partition("\n\n")[2]
-    parts = [NOTE, "# Metrics and gates\n", f"{about}\n", "## Limits\n"]
+    parts = [NOTE, "# Gates\n", f"{about}\n", "## Limits\n"]
     parts.append(table(("key", "default", "what"), limits))
     for function in MEASURED:
         module = function.__module__.removeprefix("genrec.evaluation.")

@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 
 from prefect import flow
-from prefect.artifacts import create_table_artifact
 
 from genrec import night as steps
 from genrec import saga
@@ -25,7 +24,7 @@ from genrec.report.summary import Summary
 from genrec.requests.database import reaching
 from genrec.requests.lease import NIGHT, Lease
 from genrec.requests.store import open_ledger
-from tasks import alerts, data, evaluation, registry, sid, unlearning
+from tasks import alerts, artefacts, data, evaluation, registry, sid, unlearning
 
 
 @flow(name="unlearn", log_prints=False, validate_parameters=False)
@@ -149,14 +148,8 @@ def _promote(workspace: Workspace, batch_id: str, details: dict) -> dict:
     registry.issue_certificates(workspace, batch_id)
     moved = sid.sid_changes(workspace, details["champion_before"], details["version"])
     summary = registry.write_report(workspace, batch_id, moved)
+    artefacts.publish(summary)
     registry.fulfil(workspace, batch_id)
-    rows = [
-        {"group": a["group"], "method": a["method"], "verdict": a["verdict"], "seconds": a["wall_s"]}
-        for a in details["attempts"]
-    ]
-    create_table_artifact(
-        table=rows, key=f"night-{batch_id}", description=f"Champion is now version {details['version']}"
-    )
     return summary
 
 
@@ -170,7 +163,7 @@ def _finish_failed(workspace: Workspace) -> None:
 
 def _put_back(workspace: Workspace, batch_id: str, details: dict) -> None:
     data.restore_data(workspace, details["data_pin_before"])
-    registry.close_failed(workspace, batch_id)
+    artefacts.publish(registry.close_failed(workspace, batch_id))
 
 
 def _give_up(workspace: Workspace, batch_id: str, details: dict) -> dict:

@@ -22,6 +22,7 @@ from genrec.data.version import data_version
 from genrec.errors import DataError, UnlearningError
 from genrec.evaluation import gates
 from genrec.evaluation.judge import ATTACK, GAP, Erased, Forgotten, Measured, judge, measure
+from genrec.evaluation.rules import rules
 from genrec.evaluation.statistics import Bootstrap, Measure, mean
 from genrec.models.bundle import Bundle
 from genrec.night import figures, open_registry
@@ -29,7 +30,7 @@ from genrec.pipeline import load_embeddings
 from genrec.requests.audit import canonical_json
 from genrec.requests.calibrations import Calibration, record
 from genrec.requests.store import open_ledger
-from genrec.unlearning import METHODS, Outcome, Problem, method
+from genrec.unlearning import Outcome, Problem, method, plugins
 
 LABEL = "the cohort"
 BATCH = "calibration"
@@ -55,11 +56,16 @@ def approximate(params: Params) -> tuple[str, ...]:
 
 
 def params_hash(params: Params, name: str) -> str:
-    """SHA-256 of the method's own parameters and of the gates it was judged by: the half of a model family that is
-    configured. The other half is the backbone's hash."""
+    """SHA-256 of the method's own parameters and of the gates it was judged by, with the code of those that are other
+    packages': the half of a model family that is configured. The other half is the backbone's hash."""
     tree = params.unlearning.model_dump(mode="json")
-    sections = {section: tree[section] for section in SECTIONS.get(name, (name,))}
-    text = canonical_json({"method": name, "params": sections, "gates": params.gates.model_dump(mode="json")})
+    sections = {section: tree[section] for section in SECTIONS.get(name, (name,)) if section in tree}
+    told = {"method": name, "params": sections, "gates": params.gates.model_dump(mode="json")}
+    others = [plugin for plugin in plugins().values() if plugin.name == name] + [r.plugin for r in rules(params)]
+    if others:
+        own = [params.plugins.methods.get(name, {}), params.plugins.gates]
+        told["plugins"] = [own, *(plugin.code_hash() for plugin in others)]
+    text = canonical_json(told)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -91,7 +97,7 @@ def calibrate(problem: Problem, champion: str, at: datetime) -> list[Calibration
     params = problem.params
     plan = Bootstrap.of(params)
     group = Forgotten(LABEL, problem.users, problem.items)
-    erased = Erased(problem.retained, problem.restored, params.gates, plan)
+    erased = Erased(problem.retained, problem.restored, params.gates, plan, rules=rules(params))
     before = measure(erased, problem.bundle, [group])
     gold, gold_s = _timed("retrain", problem)
     reference = measure(erased, gold.bundle, [group])
@@ -127,7 +133,7 @@ def calibrate(problem: Problem, champion: str, at: datetime) -> list[Calibration
 
 def _timed(name: str, problem: Problem) -> tuple[Outcome, float]:
     started = time.perf_counter()
-    outcome = METHODS[name].run(problem)
+    outcome = method(name).run(problem)
     return outcome, round(time.perf_counter() - started, 2)
 
 

@@ -7,7 +7,7 @@ and are never written anywhere. Unknown keys of params.yaml are refused.
 import math
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, Field, SecretStr, ValidationError, model_validator
@@ -209,6 +209,15 @@ class ServingParams(Section):
     refresh_seconds: float = Field(2.0, gt=0, description="how old its champion and its deny list may be")
 
 
+class PluginParams(Section):
+    """What other installed packages add (`genrec.plugins`); each refuses keys that it does not know."""
+
+    methods: dict[str, dict[str, Any]] = Field({}, description="parameters of installed methods, by name")
+    gates: dict[str, dict[str, Any]] = Field(
+        {}, description="installed gates that judge every candidate, by name, with their parameters"
+    )
+
+
 class Params(Section):
     """The whole of `params.yaml`."""
 
@@ -232,6 +241,7 @@ class Params(Section):
     router: RouterParams = RouterParams()
     purge: PurgeParams = PurgeParams()
     serving: ServingParams = ServingParams()
+    plugins: PluginParams = PluginParams()
 
 
 def load_params(path: Path) -> Params:

@@ -78,6 +78,14 @@ def _params(workspace: Workspace, _now: datetime) -> Said:
     yield "ok", "every key is known and in range"
 
 
+def _plugins(workspace: Workspace, _now: datetime) -> Said:
+    from genrec.planning import check_plugins, installed_plugins
+
+    found = installed_plugins()
+    check_plugins(workspace.params())
+    yield "ok", ", ".join(map(str, found)) if found else "no other package adds a method, source or gate"
+
+
 def _data(workspace: Workspace, _now: datetime) -> Said:
     version = data_version(workspace.data_pin)
     changed = _dvc(workspace, "status", "--json", "data.dvc")
@@ -265,12 +273,13 @@ def _unreachable(url: str) -> str:
 
 
 CHECKS: dict[str, Callable[[Workspace, datetime], Said]] = {
-    "workspace": _files, "params": _params, "data": _data, "remote": _remote, "champion": _champion,
-    "ledger": _ledger, "audit": _audit, "keys": _keys, "disk": _disk, "requests": _requests, "lease": _lease,
-    "last night": _last_night, "prefect": _prefect,
+    "workspace": _files, "params": _params, "plugins": _plugins, "data": _data, "remote": _remote,
+    "champion": _champion, "ledger": _ledger, "audit": _audit, "keys": _keys, "disk": _disk, "requests": _requests,
+    "lease": _lease, "last night": _last_night, "prefect": _prefect,
 }  # fmt: skip
 REMEDIES = {
-    "params": "Correct params.yaml", "data": "genrec data fetch SOURCE", "remote": "Correct it: dvc remote modify",
+    "params": "Correct params.yaml", "plugins": "Correct params.yaml, or the package",
+    "data": "genrec data fetch SOURCE", "remote": "Correct it: dvc remote modify",
     "champion": "Go back to another version: genrec models rollback", "keys": "Correct the file, or GENREC_SIGNING_KEY",
     "ledger": "Correct GENREC_LEDGER_URL, or start the database", "audit": "Compare with a backup of the ledger",
     "requests": "See the lines `params` and `ledger`", "lease": "See the line `ledger`",

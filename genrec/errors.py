@@ -60,6 +60,10 @@ class UnlearningError(GenrecError):
     """A method could not run, or ran and did nothing."""
 
 
+class PluginError(GenrecError):
+    """A method, source or gate of another package is missing, has no good name, or does not work."""
+
+
 def printable(text: str, longest: int = 80) -> str:
     """`text` as one line for a message: what does not print is escaped, and past `longest` characters it is cut."""
     cut = text if len(text) <= longest else text[:longest] + "..."

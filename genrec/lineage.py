@@ -11,14 +11,11 @@ from datetime import datetime
 
 from genrec.config import Workspace
 from genrec.errors import RegistryError
-from genrec.models.bundle import read_lineage
+from genrec.models.bundle import TRAINED, read_lineage
 from genrec.night import open_registry
 from genrec.requests import purges
 from genrec.requests.ledger import Ledger
 from genrec.requests.store import open_ledger
-
-TRAINED = ("base", "retrain")
-"""Methods whose adapter has seen nothing but its data version."""
 
 
 @dataclass(frozen=True)
@@ -180,5 +177,6 @@ def of_version(workspace: Workspace, number: str) -> dict:
         "forgotten": sorted(past.forgotten(number)), "knows": sorted(past.knows(number)),
         "parents": past.parents(number), "verdict": tags.get("verdict"),
         "gates": {name.removeprefix("gate."): told for name, told in tags.items() if name.startswith("gate.")},
+        "providers": {n.removeprefix("provider."): told for n, told in tags.items() if n.startswith("provider.")},
         **{name: tags.get(name) for name in ("data_version", "code_version", "backbone_hash", "bundle_hash")},
     }  # fmt: skip

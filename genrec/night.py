@@ -16,13 +16,14 @@ from pathlib import Path
 
 import numpy as np
 
+from genrec import unlearning
 from genrec.config import Workspace
 from genrec.data.erase import Erasure, erase
 from genrec.data.files import finite, write_json
 from genrec.data.sequences import Dataset, ForgetSet, load_dataset, read_forget_set, restore
 from genrec.data.version import data_version
 from genrec.errors import RequestError, UnlearningError
-from genrec.evaluation import gates
+from genrec.evaluation import gates, rules
 from genrec.evaluation.evidence import curve, neighbours
 from genrec.evaluation.gates import Gate
 from genrec.evaluation.judge import ATTACK, SHARED_LEVELS, Erased, Forgotten, Measured, judge, measure
@@ -95,7 +96,7 @@ class Night:
 
     @cached_property
     def erased(self) -> Erased:
-        return Erased(self.retained, self.restored, self.params.gates, self.plan)
+        return Erased(self.retained, self.restored, self.params.gates, self.plan, rules=rules.rules(self.params))
 
     @cached_property
     def groups(self) -> tuple[Group, ...]:
@@ -185,7 +186,7 @@ def attempt(night: Night, group_name: str, method_name: str, number: int, start:
     folder = night.folder / result["folder"]
     version = register_candidate(
         open_registry(night.workspace), folder, load_bundle(folder).lineage, result, metrics, night.params.seed,
-        group=group_name,
+        group=group_name, **result.get("providers", {}),  # none in a record of an older version
     )  # fmt: skip
     return _told(write_json(record, result | {"version": version}))
 
@@ -251,11 +252,18 @@ def _climb(night: Night, group_name: str, method_name: str, number: int, start: 
         "verdict": gates.decide(found, chosen.exact), "wall_s": wall, "exact": chosen.exact, "folder": folder,
         "gates": [gate.as_dict() for gate in found], "diagnostics": outcome.diagnostics,
         "utility": figures(utility(after.ranking, len(night.retained.item_ids), night.plan)),
-        "forgetting": figures(after.forgetting),
+        "forgetting": figures(after.forgetting), "providers": providers(method_name, found),
         "nll_increase": mean(after.ranking.nll - night.before.ranking.nll, night.plan).as_dict(),
         SHOWN: shown(night, [group], after),
     }  # fmt: skip
     return result
+
+
+def providers(method_name: str, found: Sequence[Gate]) -> dict[str, str]:
+    """Tags for what is not genrec's own: distribution and version, as `provider.method` and `provider.gate.<name>`."""
+    methods, others = unlearning.plugins(), rules.plugins()
+    made = {"provider.method": methods[method_name].provider} if method_name in methods else {}
+    return made | {f"provider.gate.{gate.name}": others[gate.name].provider for gate in found if gate.name in others}
 
 
 def judge_final(night: Night, last: dict, number: int) -> dict:
@@ -340,7 +348,8 @@ def register_judged(
     result = {"number": 1, "verdict": verdict, "gates": [gate.as_dict() for gate in found]}
     metrics = {name: figure["value"] for name, figure in figures(measures).items()}
     seed = workspace.params().seed
-    number = register_candidate(open_registry(workspace), folder, candidate.lineage, result, metrics, seed)
+    lineage, made_by = candidate.lineage, providers(candidate.lineage.method, found)
+    number = register_candidate(open_registry(workspace), folder, lineage, result, metrics, seed, **made_by)
     shutil.rmtree(folder)
     return number
 

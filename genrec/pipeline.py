@@ -182,6 +182,7 @@ def evaluate(workspace: Workspace) -> dict:
         "popularity": {"recall@10": float((popular < 10).mean())},
         "tied_targets": prepared["tied_targets"],
         "gates": [gate.as_dict() for gate in base_gates],
+        "gate_values": {gate.name: gate.value for gate in base_gates},  # DVC's metrics leave out lists
         "verdict": gates.decide(base_gates, exact=False),
     }
     (workspace.artefacts / "metrics.json").write_text(json.dumps(result, indent=1) + "\n")

@@ -3,14 +3,32 @@
 from collections.abc import Sequence
 from datetime import datetime
 
+from genrec import unlearning as methods
 from genrec.calibration import approximate, params_hash
-from genrec.config import Workspace
+from genrec.config import Params, Workspace
+from genrec.data import sources
+from genrec.evaluation import rules as gates
 from genrec.models.bundle import read_manifest
 from genrec.night import Night, open_registry
+from genrec.plugins import Plugin
 from genrec.requests.calibrations import Calibration, latest
 from genrec.requests.ledger import Batch, Request
 from genrec.requests.router import route, waiting
 from genrec.requests.store import open_ledger
+
+
+def check_plugins(params: Params) -> None:
+    """Everything of other packages that the next night may use. Raises ConfigError or PluginError in one line."""
+    for name in {*params.unlearning.user_ladder, *params.unlearning.concept_ladder, *params.plugins.methods}:
+        methods.method(name).parameters(params)
+    installed_plugins()
+    gates.rules(params)
+
+
+def installed_plugins() -> list[Plugin]:
+    """Methods, sources and gates of other packages, none of them imported. Raises PluginError for a name it refuses."""
+    return [*methods.plugins().values(), *sources.plugins().values(), *gates.plugins().values()]
+
 
 WAITING = "Requests about people left in the queue, too few for any method that has a valid calibration: {}."
 
@@ -44,6 +62,7 @@ def plan(night: Night, now: datetime) -> dict[str, dict]:
 def claim(workspace: Workspace, now: datetime) -> tuple[Batch | None, str]:
     """Claim the night's batch; with it, a sentence about the people who wait for more of their kind, or ""."""
     params, ledger = workspace.params(), open_ledger(workspace)
+    check_plugins(params)  # before anything is claimed
     days = params.requests.defer_days
     known = _champions_family(workspace) if days else {}  # before the claim, which holds the ledger's write lock
     left: frozenset[str] = frozenset()

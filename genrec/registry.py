@@ -5,6 +5,7 @@ transaction, so `promote` sets `previous` first and can be repeated after a cras
 them either: only `genrec.promotion` calls `promote`, under the ledger's lock.
 """
 
+import json
 import math
 import os
 import re
@@ -19,10 +20,12 @@ from pathlib import Path
 from urllib.parse import urlparse
 
 from genrec.errors import OutageError, RegistryError
-from genrec.models.bundle import Bundle, load_bundle, read_manifest
+from genrec.models.bundle import TRAINED, Bundle, Lineage, load_bundle, read_lineage, read_manifest
 
 EXPERIMENT, BENCH_EXPERIMENT = "genrec", "genrec bench"
 CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
+EXAMPLE = 3
+"""Items of the input example."""
 SILENT = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE")
 """MLflow's codes for a server that does not answer, or whose database does not."""
 
@@ -99,9 +102,11 @@ class Registry:
         """Log the bundle in `directory` with its metrics and lineage tags; returns the new version, now `challenger`.
 
         A bundle with the same tags `batch_id` and `attempt` that is already registered is returned, not logged again.
-        `artefacts` are texts to keep with the run, by file name.
+        `artefacts` are texts to keep with the run, by file name. The version also says which data version it read, as
+        an MLflow dataset, and has an input example of the catalogue's first items, nobody's history.
         """
-        from mlflow.models import ModelSignature
+        import pandas as pd
+        from mlflow.models import Model, ModelSignature
         from mlflow.types.schema import Array, ColSpec, DataType, ParamSchema, ParamSpec, Schema
 
         manifest = read_manifest(directory)
@@ -121,20 +126,26 @@ class Registry:
             mlflow.start_run(
                 experiment_id=self._experiment,
                 run_name=f"{tags.get('method', 'base')} {tags.get('batch_id', '')}".strip(),
-            ),
+            ) as run,
         ):
             mlflow.set_tags(tags)
             mlflow.log_params(params)
             mlflow.log_metrics({_metric_name(k): float(v) for k, v in metrics.items() if math.isfinite(v)})
             for name, text in (artefacts or {}).items():
                 mlflow.log_text(text, name)
-            info = mlflow.pyfunc.log_model(
+            info = Model.log(
+                artifact_path=None,
                 name="bundle",
+                flavor=_Unasked,
+                flavor_name="pyfunc",
+                validate_serving_input=False,
                 python_model=str(Path(__file__).with_name("pyfunc_model.py")),
                 artifacts={"bundle": str(directory)},
                 pip_requirements=["genrec"],
                 signature=signature,
+                input_example=(pd.DataFrame({"history": [_first_items(directory)]}), {"k": 10}),
             )
+            self._client.log_inputs(run.info.run_id, [_data_read(read_lineage(directory))])
             # The tags come with the version in one call: a version without them cannot be recognised after a crash.
             number = str(mlflow.register_model(info.model_uri, self.name, tags=tags).version)
         return self._challenge(number)
@@ -294,6 +305,34 @@ class Registry:
 
     def tag(self, number: str, key: str, value: str) -> None:
         self._client.set_model_version_tag(self.name, number, key, value)
+
+
+class _Unasked:
+    """MLflow's pyfunc flavour without what `log_model` does where there is an input example: it loads the bundle and
+    asks it, which takes longer than all the rest and a whole backbone's memory."""
+
+    @staticmethod
+    def save_model(path: str, mlflow_model, validate_serving_input: bool, **told) -> None:
+        import mlflow
+
+        mlflow.pyfunc.save_model(path, mlflow_model=mlflow_model, **told)
+
+
+def _first_items(directory: Path) -> list[str]:
+    """A few item ids of a bundle's catalogue."""
+    import pyarrow.parquet as pq
+
+    return pq.read_table(directory / "sid_table.parquet", columns=["item_id"])["item_id"][:EXAMPLE].to_pylist()
+
+
+def _data_read(lineage: Lineage):
+    """The data version as a dataset input: what DVC's pin data.dvc names, read for `training` or for `forgetting`."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+    from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
+
+    context = "training" if lineage.method in TRAINED else "forgetting"
+    data = Dataset(name="data", digest=lineage.data_version, source_type="dvc", source=json.dumps({"pin": "data.dvc"}))
+    return DatasetInput(data, [InputTag(MLFLOW_DATASET_CONTEXT, context)])
 
 
 def _moment(milliseconds: int) -> datetime:

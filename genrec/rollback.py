@@ -24,6 +24,7 @@ from genrec.errors import DataError, RegistryError
 from genrec.evaluation import gates
 from genrec.evaluation.judge import Erased, Forgotten, judge, measure
 from genrec.evaluation.ranking import utility
+from genrec.evaluation.rules import rules
 from genrec.evaluation.statistics import Bootstrap
 from genrec.lineage import history
 from genrec.night import open_registry, register_judged
@@ -90,7 +91,8 @@ def _retrained(workspace: Workspace, target: Version, champion: str, requests: S
         batch_id=batch_id, method=RETRAIN, requests=tuple(request.id for request in requests), utility_ratio=1.0,
         retrain_s=wall,
     )  # fmt: skip
-    groups, erased = _groups(data, requests), Erased(data, data, params.gates, Bootstrap.of(params))
+    groups = _groups(data, requests)
+    erased = Erased(data, data, params.gates, Bootstrap.of(params), rules=rules(params))
     served = registry.bundle(champion)
     before = measure(erased, served, groups)
     found, after = judge(erased, groups, bundle, served, before, candidate, exact=exact.exact, wall_s=wall)

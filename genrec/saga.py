@@ -9,7 +9,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 from genrec import night_report, promotion
-from genrec.evaluation.gates import CARRIED
+from genrec.evaluation.gates import CARRIED, IN_WORDS
 from genrec.evaluation.ranking import utility
 from genrec.night import Night, bundle_hash, destroy_sealed, discard_candidates, figures, open_registry
 from genrec.pipeline import code_version
@@ -86,10 +86,24 @@ def certify(night: Night) -> list[str]:
             model_version_before=night.champion_number,
             model_version_after=details["version"],
             gates=tuple(_gate_figure(gate) for gate in decisive[-1]["gates"]),
+            third_party=third_party(decisive, request.method),
         )
         signing_key = workspace.settings.signing_key
         names.append(certificates.issue(request, facts, workspace.certificates, signing_key).name)
     return names
+
+
+def third_party(decisive: list[dict], method: str) -> dict[str, str]:
+    """Providers by `method` or `gate <name>`: of the attempts that decided about a request which `method` served.
+
+    The judgement of the whole batch names the method of its last rung; an attempt of an older version names nobody.
+    """
+    return {
+        tag.removeprefix("provider.").replace(".", " ", 1): provider
+        for attempt in decisive
+        for tag, provider in attempt.get("providers", {}).items()
+        if tag != "provider.method" or attempt["method"] == method
+    }
 
 
 def _gate_figure(gate: dict) -> certificates.GateFigure:
@@ -102,7 +116,7 @@ def _gate_figure(gate: dict) -> certificates.GateFigure:
 
 def _certified_rule(gate: dict) -> str:
     """The checkable rule where the verdict follows from the figure alone, else the words."""
-    in_words = gate["name"] in ("utility", "collateral") or CARRIED in gate["rule"]
+    in_words = gate["name"] in ("utility", "collateral") or gate["check"] == IN_WORDS or CARRIED in gate["rule"]
     return gate["rule"] if in_words else gate["check"]
 
 
@@ -164,8 +178,8 @@ def fulfil(night: Night) -> None:
     discard_candidates(night)
 
 
-def close_failed(night: Night) -> None:
-    """Report a failed or held night and give its requests back to the queue. The data is restored by the flow."""
+def close_failed(night: Night) -> dict:
+    """Report a failed or held night and give its requests back; its summary. The flow restores the data."""
     details, ledger = _details(night), open_ledger(night.workspace)
     destroy_sealed(night)
     requests = [replace(ledger.get(r), state="failed") for r in night.batch.request_ids]
@@ -177,3 +191,4 @@ def close_failed(night: Night) -> None:
     _write(night, summary)
     ledger.fail(night.batch.id, details["reason"], now=datetime.now(UTC))
     discard_candidates(night)
+    return summary.model_dump(mode="json", by_alias=True)

@@ -1,5 +1,6 @@
 """A new workspace: params.yaml with every key explained, dvc.yaml, and a DVC repository without git."""
 
+import json
 import subprocess
 import sys
 from importlib.resources import files
@@ -39,5 +40,7 @@ def _lines(section: BaseModel, depth: int) -> list[str]:
             lines += [f"{pad}{name}:", *_lines(value, depth + 1)]
             continue
         shown = f"[{', '.join(map(str, value))}]" if isinstance(value, tuple) else "null" if value is None else value
+        if isinstance(value, dict):
+            shown = json.dumps(value)
         lines.append(f"{pad}{name}: {shown}" + (f"  # {field.description}" if field.description else ""))
     return lines

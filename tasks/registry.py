@@ -41,6 +41,6 @@ def fulfil(workspace: Workspace, batch_id: str) -> None:
 
 
 @task(**SAFE)
-def close_failed(workspace: Workspace, batch_id: str) -> None:
-    """Close the batch as failed: its requests go into the next night's."""
-    saga.close_failed(steps.open_night(workspace, batch_id))
+def close_failed(workspace: Workspace, batch_id: str) -> dict:
+    """Close the batch as failed: its requests go into the next night's. Returns the summary."""
+    return saga.close_failed(steps.open_night(workspace, batch_id))

@@ -18,6 +18,7 @@ from prefect import Task
 from sqlalchemy import Engine, event
 
 import tasks.alerts
+import tasks.artefacts
 import tasks.data
 import tasks.evaluation
 import tasks.registry
@@ -27,7 +28,7 @@ from genrec.registry import CHALLENGER, CHAMPION, PREVIOUS
 from genrec.requests import ledger
 
 Reached = Callable[[str], None]
-TASKS = (tasks.alerts, tasks.data, tasks.evaluation, tasks.registry, tasks.sid, tasks.unlearning)
+TASKS = (tasks.alerts, tasks.artefacts, tasks.data, tasks.evaluation, tasks.registry, tasks.sid, tasks.unlearning)
 VERSION_TABLES = ("model_versions", "registered_model_aliases")  # where MLflow says what a version is and who is served
 IDS = re.compile(r"\b([rb]-[0-9a-f]{12,16}|[0-9a-f]{32})\b")  # of requests, batches and MLflow's runs
 

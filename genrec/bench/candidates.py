@@ -21,6 +21,7 @@ from genrec.evaluation.judge import Erased, Forgotten, Measured, judge, measure
 from genrec.evaluation.membership import membership
 from genrec.evaluation.ranking import TOP, rank, utility
 from genrec.evaluation.robustness import extraction, relearn, relearn_sample
+from genrec.evaluation.rules import rules
 from genrec.evaluation.shift import (
     forget_set_ranking,
     perplexity,
@@ -63,7 +64,7 @@ class Case:
         limits, plan = bench.params.gates, Bootstrap.of(bench.params)
         retained = without(bench.dataset, erasure.users, erasure.items)
         self.group = Forgotten(erasure.label, erasure.users, erasure.items)
-        self.erased = Erased(retained, bench.dataset, limits, plan, bench.params.bench.max_cases)
+        self.erased = Erased(retained, bench.dataset, limits, plan, bench.params.bench.max_cases, rules(bench.params))
         self.problem = Problem(
             bench.bundle, bench.params, retained, bench.dataset, erasure.users, erasure.items, bench.embeddings,
             f"bench-{erasure.seed}", erasure.seed,

@@ -8,15 +8,19 @@ import numpy as np
 from genrec.bench.candidates import ORIGINAL, RETRAINED, Bench, Case, run
 from genrec.bench.cells import code_hash, content_key, kept
 from genrec.bench.erasures import Erasure
+from genrec.config import Params
 from genrec.errors import ConfigError, unknown
-from genrec.unlearning import METHODS
+from genrec.evaluation.rules import rules
+from genrec.plugins import Plugin
+from genrec.unlearning import METHODS, plugins
 
 
 def check_methods(names: Sequence[str]) -> tuple[str, ...]:
     """`original` and `retrain` first, then `names` in order. Raises ConfigError listing the known methods."""
+    known = METHODS.keys() | plugins().keys()
     for name in names:
-        if name not in METHODS and name != ORIGINAL:
-            raise ConfigError(unknown("method", name, METHODS, "Give them as --methods a,b,c."))
+        if name not in known and name != ORIGINAL:
+            raise ConfigError(unknown("method", name, known, "Give them as --methods a,b,c."))
     return tuple(dict.fromkeys((ORIGINAL, RETRAINED, *names)))
 
 
@@ -25,7 +29,14 @@ def cell_key(bench: Bench, erasure: Erasure, name: str, code: str) -> str:
     params = bench.params
     settings = [params.gates, params.relearn, params.unlearning.model_dump(exclude={"user_ladder", "concept_ladder"})]
     facts = [bench.identity, code, erasure.label, erasure.seed, name, params.seed, repr(settings)]
+    facts += [params.plugins.model_dump(mode="json"), *(plugin.code_hash() for plugin in _others(params, name))]
     return content_key(facts, [erasure.users, erasure.items])
+
+
+def _others(params: Params, name: str) -> list[Plugin]:
+    """The plugins that have a part in a cell: the method, where it is one, and every gate."""
+    methods = plugins()
+    return [*([methods[name]] if name in methods else []), *(rule.plugin for rule in rules(params))]
 
 
 def fill(

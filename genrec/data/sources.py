@@ -12,8 +12,9 @@ import io
 import json
 import zipfile
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -33,6 +34,10 @@ from genrec.data.tables import (
     write_tables,
 )
 from genrec.errors import DataError, unknown
+from genrec.plugins import Plugin, guarded, installed
+
+OWN = ("simulated", "tables")
+"""Sources without raw files of their own."""
 
 GROUPLENS = "https://files.grouplens.org/datasets/movielens"
 HARPER = (
@@ -49,7 +54,8 @@ AMAZON = (
 class FetchReport:
     """What was fetched; also the content of `source.json`.
 
-    Attributes: licence - lines to show the user; sha256 - of each raw input file, by name; seed - simulated only.
+    Attributes: licence - lines to show the user; sha256 - of each raw input file, by name; seed - simulated only;
+    provider - distribution and version of the package a source is from, where that is not genrec.
     """
 
     name: str
@@ -61,11 +67,13 @@ class FetchReport:
     items: int
     sha256: dict[str, str]
     seed: int | None = None
+    provider: str | None = None
 
 
 @dataclass(frozen=True)
 class Source:
-    """A kind of source. `build(raw)` makes the tables of the raw files, by name; `files` are their pinned SHA-256."""
+    """A kind of source. `build(raw)` makes the tables of the raw files, by name; `files` are their pinned SHA-256, None
+    for any. The tables of a source of another package (`genrec.sources`) are checked as a user's own are."""
 
     licence: tuple[str, ...]
     citation: str
@@ -88,9 +96,7 @@ def fetch(name: str, data_dir: Path, *, source_dir: Path | None, params: DataPar
         return _store(data_dir, simulate(params.simulated, seed), name, licence, "", "", {}, seed)
     if name == "tables":
         return _own_tables(data_dir, source_dir)
-    if name not in SOURCES:
-        raise DataError(unknown("source", name, [*SOURCES, "simulated", "tables"], "See `genrec data --help`."))
-    source = SOURCES[name]
+    source, provider = _source(name)
     raw = _local(source, source_dir) if source_dir else _download(name, source)
     digests = {file: hashlib.sha256(content).hexdigest() for file, content in raw.items()}
     for file, digest in digests.items():
@@ -99,18 +105,45 @@ def fetch(name: str, data_dir: Path, *, source_dir: Path | None, params: DataPar
                 f"{file} of {name} has SHA-256 {digest}, expected {source.files[file]}. "
                 f"Fetch the original from {source.url}."
             )
-    return _store(data_dir, source.build(raw), name, source.licence, source.citation, source.url, digests)
+    tables = source.build(raw)
+    return _store(data_dir, tables, name, source.licence, source.citation, source.url, digests, provider=provider)
 
 
-def _store(data_dir, tables, name, licence, citation, url, digests, seed=None) -> FetchReport:
+def plugins() -> dict[str, Plugin]:
+    """The sources of other installed packages (`genrec.sources`), none of them imported."""
+    return installed("source", [*SOURCES, *OWN])
+
+
+def _source(name: str) -> tuple[Source, str | None]:
+    """The source of that name, and the package it is from where that is not genrec."""
+    if name in SOURCES:
+        return SOURCES[name], None
+    others = plugins()
+    if name not in others:
+        raise DataError(unknown("source", name, [*SOURCES, *OWN, *others], "See `genrec data --help`."))
+    plugin = others[name]
+    found: Source = plugin.load(Source)
+
+    def build(raw: dict[str, bytes]) -> Tables:
+        with TemporaryDirectory() as folder:
+            write_tables(found.build(raw), Path(folder), "parquet")
+            return _checked(Path(folder))
+
+    return replace(found, build=guarded(plugin, build, DataError)), plugin.provider
+
+
+def _store(data_dir, tables, name, licence, citation, url, digests, seed=None, provider=None) -> FetchReport:
     users = len(tables.interactions["user_id"].unique())
     report = FetchReport(
-        name, licence, citation, url, len(tables.interactions), users, len(tables.items), digests, seed
+        name, licence, citation, url, len(tables.interactions), users, len(tables.items), digests, seed, provider
     )
+    told = asdict(report)
+    if provider is None:
+        del told["provider"]  # a file of genrec's own sources is what it was before there were others
     stones = data_dir / TOMBSTONES
     with replaced_directory(data_dir) as folder:
         write_tables(tables, folder)
-        (folder / "source.json").write_text(json.dumps(asdict(report), indent=2) + "\n")
+        (folder / "source.json").write_text(json.dumps(told, indent=2) + "\n")
         if stones.exists():
             (folder / TOMBSTONES).write_bytes(stones.read_bytes())
     return report
@@ -121,8 +154,18 @@ def _own_tables(data_dir: Path, source_dir: Path | None) -> FetchReport:
         raise DataError("The source 'tables' needs --from DIR with interactions and items, as .csv or .parquet.")
     if source_dir.resolve() == data_dir.resolve():
         raise DataError(f"{source_dir} is the data folder itself. Keep your files elsewhere and give that with --from.")
-    tables = read_tables(source_dir)
-    files = [table_file(source_dir, name) for name in SCHEMAS]
+    tables = _checked(source_dir)
+    digests = {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in _files(source_dir)}
+    return _store(data_dir, tables, "tables", ("Your own data, under your own terms.",), "", "", digests)
+
+
+def _files(source_dir: Path) -> list[Path]:
+    return [table_file(source_dir, name) for name in SCHEMAS]
+
+
+def _checked(source_dir: Path) -> Tables:
+    """The two tables in a folder. Raises DataError where something is wrong with them that would go unseen later."""
+    tables, files = read_tables(source_dir), _files(source_dir)
     if len(late := unordered_rows(tables.interactions)):
         raise DataError(
             f"{files[0].name}: {rows_text(late)}: older than an earlier row of the same user. "
@@ -134,8 +177,7 @@ def _own_tables(data_dir: Path, source_dir: Path | None) -> FetchReport:
         )
     if len(tables.items["item_id"].unique()) < len(tables.items):
         raise DataError(f"{files[1].name} has an item_id twice. Keep one row per item.")
-    digests = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
-    return _store(data_dir, tables, "tables", ("Your own data, under your own terms.",), "", "", digests)
+    return tables
 
 
 def _local(source: Source, source_dir: Path) -> dict[str, bytes]:

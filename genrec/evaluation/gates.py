@@ -72,15 +72,29 @@ def either(*verdicts: Verdict) -> Verdict:
 
 
 AT_MOST, AT_LEAST, INSIDE, OVERLAPS = "high <= limit", "low >= limit", "inside limit", "overlaps limit"
+CHECKS = (AT_MOST, AT_LEAST, INSIDE)
+"""Checks whose verdict follows from the figures, so that a certificate's reader can do it again."""
+IN_WORDS = "in words"
+"""The check of a verdict that needs more than the figures."""
+
+SHIPPED = (
+    "integrity", "concept", "user-nll", "membership", "over-forgetting", "utility", "collateral", "robustness int8",
+    "robustness unmerged", "relearn", "drift", "cost", "base",
+)  # fmt: skip
+"""Names of genrec's own gates."""
 
 
-def _gate(
+def verdict_of(m: Measure, check: str, limit: float | tuple[float, float]) -> Verdict:
+    """The verdict of a figure by one of CHECKS."""
+    return inside(m, *limit) if check == INSIDE else (at_most if check == AT_MOST else at_least)(m, limit)
+
+
+def from_measure(
     name: str, m: Measure, check: str, limit: float | tuple[float, float], rule: str, *,
     verdict: Verdict | None = None, blocking: bool = True,
 ) -> Gate:  # fmt: skip
-    if verdict is None:
-        verdict = inside(m, *limit) if check == INSIDE else (at_most if check == AT_MOST else at_least)(m, limit)
-    return Gate(name, verdict, m.value, m.low, m.high, limit, m.n, check, rule, blocking)
+    """A gate whose verdict follows from its figure, unless a `verdict` is given (then with the check IN_WORDS)."""
+    return Gate(name, verdict or verdict_of(m, check, limit), m.value, m.low, m.high, limit, m.n, check, rule, blocking)
 
 
 def decide(gates: Sequence[Gate], exact: bool) -> Verdict:
@@ -131,14 +145,14 @@ def integrity(before: Bundle, after: Bundle, dataset: Dataset, forget: ForgetSet
         problems += [len(forget.items) == 0, bool(overlap.any())]
     bad = float(sum(problems))
     measure = Measure(bad, bad, bad, len(problems))
-    return _gate("integrity", measure, AT_MOST, 0.0, "no violation")
+    return from_measure("integrity", measure, AT_MOST, 0.0, "no violation")
 
 
 def beats_popularity(ranking: Ranking, popularity: np.ndarray, plan: Bootstrap) -> Gate:
     """A base model must rank better than popularity: lower bound of the NDCG@10 difference above 0."""
     other = Ranking(ranking.top, np.where(popularity < 10, popularity, -1), ranking.nll)
     measure = mean(ranking.ndcg(10) - other.ndcg(10), plan)
-    return _gate("base", measure, AT_LEAST, 0.0, "NDCG@10 above popularity's")
+    return from_measure("base", measure, AT_LEAST, 0.0, "NDCG@10 above popularity's")
 
 
 def concept_gate(exposure: Measure, params: GateParams, label: str, retrained: Measure | None = None) -> Gate:
@@ -146,7 +160,7 @@ def concept_gate(exposure: Measure, params: GateParams, label: str, retrained: M
     limit = params.concept_sh10
     if retrained is not None:
         limit = max(limit, retrained.value + params.concept_margin)
-    return _gate("concept", exposure, AT_MOST, limit, f"upper bound of SH@10 of {label} on the bare model")
+    return from_measure("concept", exposure, AT_MOST, limit, f"upper bound of SH@10 of {label} on the bare model")
 
 
 def user_gates(
@@ -161,9 +175,9 @@ def user_gates(
     bound, (low, high) = params.user_nll, params.membership
     gap, attack = found.gap(plan), found.membership(plan)
     result = [
-        _gate("user-nll", gap, INSIDE, (-bound, bound), "NLL gap to never-seen users, nat/token"),
-        _gate("membership", attack, INSIDE, (low, high), "AUC of the loss attack"),
-        _gate("over-forgetting", gap, AT_MOST, bound, "not pushed beyond never-seen users, nat/token"),
+        from_measure("user-nll", gap, INSIDE, (-bound, bound), "NLL gap to never-seen users, nat/token"),
+        from_measure("membership", attack, INSIDE, (low, high), "AUC of the loss attack"),
+        from_measure("over-forgetting", gap, AT_MOST, bound, "not pushed beyond never-seen users, nat/token"),
     ]
     if len(found.forgotten) < params.min_users:
         few = f"; fewer than {params.min_users} people decide nothing"
@@ -173,12 +187,12 @@ def user_gates(
     over, theirs, margin = found.gap_over(retrained, plan), retrained.membership(plan), params.user_nll_retrained
     overlap: Verdict = "PASS" if attack.low <= theirs.high and theirs.low <= attack.high else "FAIL"
     by_retrained = [
-        _gate("user-nll", over, INSIDE, (-margin, margin), "NLL gap over the retrained model's, nat/token"),
-        _gate(
+        from_measure("user-nll", over, INSIDE, (-margin, margin), "NLL gap over the retrained model's, nat/token"),
+        from_measure(
             "membership", attack, OVERLAPS, (theirs.low, theirs.high), "AUC of the loss attack against the retrained "
             "model's interval", verdict=overlap,
         ),
-        _gate("over-forgetting", over, AT_MOST, margin, "not pushed beyond the retrained model, nat/token"),
+        from_measure("over-forgetting", over, AT_MOST, margin, "not pushed beyond the retrained model, nat/token"),
     ]  # fmt: skip
     return [_either(*routes) for routes in zip(result, by_retrained, strict=True)]
 
@@ -202,7 +216,7 @@ def robustness_gate(form: str, found: Sequence[Gate]) -> Gate:
 def relearn_gate(extra: Measure, params: GateParams) -> Gate:
     """`extra`: what a few steps on a part of the forget set bring back, minus the same for the retrained model; a share
     of SH@10 for concepts, nat per token for users."""
-    return _gate("relearn", extra, AT_MOST, params.relearn_gain, "relearning gains over the retrained model")
+    return from_measure("relearn", extra, AT_MOST, params.relearn_gain, "relearning gains over the retrained model")
 
 
 def utility_gate(
@@ -217,19 +231,25 @@ def utility_gate(
     by_ratio, by_nll = at_least(ndcg, ratio_limit), at_most(nll, nll_limit)
     verdict = either(by_ratio, by_nll)
     if by_ratio == "PASS":
-        return _gate(name, ndcg, AT_LEAST, ratio_limit, "NDCG@10 ratio to the champion", verdict=verdict)
-    return _gate(name, nll, AT_MOST, nll_limit, "test NLL increase over the champion, nat/token", verdict=verdict)
+        return from_measure(name, ndcg, AT_LEAST, ratio_limit, "NDCG@10 ratio to the champion", verdict=verdict)
+    return from_measure(
+        name, nll, AT_MOST, nll_limit, "test NLL increase over the champion, nat/token", verdict=verdict
+    )
 
 
 def drift_gate(before: Ranking, after: Ranking, so_far: float, params: GateParams, plan: Bootstrap) -> Gate:
     """Cumulative NDCG@10 loss since the last full training; past the budget a full training is due (not blocking)."""
     m = ratio(after.ndcg(10), before.ndcg(10), plan)
     loss = Measure(1 - so_far * m.value, 1 - so_far * m.high, 1 - so_far * m.low, m.n)
-    return _gate("drift", loss, AT_MOST, params.drift, "NDCG@10 lost since the last full training", blocking=False)
+    return from_measure(
+        "drift", loss, AT_MOST, params.drift, "NDCG@10 lost since the last full training", blocking=False
+    )
 
 
 def cost_gate(wall_s: float, retrain_s: float, params: GateParams) -> Gate:
     """Wall time as a share of retraining's (not blocking)."""
     share = wall_s / retrain_s
     measure = Measure(share, share, share, 1)
-    return _gate("cost", measure, AT_MOST, params.cost_share, "wall time as a share of retraining", blocking=False)
+    return from_measure(
+        "cost", measure, AT_MOST, params.cost_share, "wall time as a share of retraining", blocking=False
+    )

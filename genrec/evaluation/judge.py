@@ -20,6 +20,7 @@ from genrec.evaluation.forgetting import UserForgetting, concept_exposure, user_
 from genrec.evaluation.gates import Gate
 from genrec.evaluation.ranking import TOP, Cases, Ranking, held_out, rank
 from genrec.evaluation.robustness import int8, unmerged
+from genrec.evaluation.rules import Judged, NamedRule
 from genrec.evaluation.statistics import Bootstrap, Measure
 from genrec.models.bundle import Bundle
 
@@ -43,6 +44,7 @@ class Erased:
     """One erasure: the data without the forgotten rows, the data with them, and how to measure on them.
 
     max_cases: test cases to measure on, a sample by a hash of the user where there are more; None for all.
+    rules: gates of other packages.
     """
 
     retained: Dataset
@@ -50,6 +52,7 @@ class Erased:
     limits: GateParams
     plan: Bootstrap
     max_cases: int | None = None
+    rules: Sequence[NamedRule] = ()
 
     @cached_property
     def cases(self) -> Cases:
@@ -167,6 +170,8 @@ def judge(
                 limits.collateral_nll, erased.plan,
             )
         )  # fmt: skip
+    judged = Judged(erased, groups, champion, before, candidate, after, exact)
+    found += [gate for rule in erased.rules for gate in rule.judge(judged)]
     if not exact and gates.decide(found, exact) != "FAIL":
         found += robustness_gates(erased, candidate, groups, reference)
     so_far = 1.0 if exact else champion.lineage.utility_ratio

@@ -27,6 +27,8 @@ from genrec.sid.table import SidTable, load_table, save_table
 
 MANIFEST = "manifest.json"
 SCHEMA = 1
+TRAINED = ("base", "retrain")
+"""Methods whose adapter has seen nothing but its data version."""
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ comparing with a key from elsewhere.
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from cryptography.exceptions import InvalidSignature
@@ -56,7 +56,10 @@ class GateFigure:
 
 @dataclass(frozen=True)
 class CertificateFacts:
-    """What a certificate says besides its request: versions and bundle hashes before and after, and the gates."""
+    """What a certificate says besides its request: versions and bundle hashes before and after, and the gates.
+
+    third_party: package and version of what is not genrec's own, by `method` or `gate <name>`.
+    """
 
     data_version_before: str
     data_version_after: str
@@ -65,12 +68,14 @@ class CertificateFacts:
     model_version_before: str
     model_version_after: str
     gates: tuple[GateFigure, ...]
+    third_party: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Verification:
     """The result of `verify`; `problems` are sentences. `signature`: `valid`, `invalid` or `absent`.
 
+    not_recomputed: gates whose verdict needs more than the figures of the certificate; the others were recomputed.
     `signer_known` says that the signature was checked with a key that did not come from the certificate itself.
     """
 
@@ -78,6 +83,7 @@ class Verification:
     signature: str
     signer_known: bool
     gates_checked: int
+    not_recomputed: tuple[str, ...]
     problems: tuple[str, ...]
 
     @property
@@ -94,14 +100,15 @@ def issue(request: Request, facts: CertificateFacts, directory: Path, signing_ke
     if request.state != "fulfilled":
         raise RequestError(f"Request {request.id} is {request.state}: only a fulfilled one gets a certificate.")
     key = load_signing_key(signing_key) if signing_key else None
-    told = request.as_dict()
+    told, figures = request.as_dict(), asdict(facts)
+    others = [f"The {what} is by {by}, which is no part of genrec." for what, by in figures.pop("third_party").items()]
     body = {
         "schema_version": SCHEMA_VERSION,
         "request": {name: told[name] for name in ("id", "digest", "kind", "label", "batch_id")},
         "times": {name: told[f"{name}_at"] for name in ("received", "verified", "suppressed", "unlearned")},
         "method": request.method,
-        **asdict(facts),
-        "limits_of_the_claim": [_EXACT if request.method == "retrain" else _APPROXIMATE, *_ALWAYS],
+        **figures,
+        "limits_of_the_claim": [_EXACT if request.method == "retrain" else _APPROXIMATE, *_ALWAYS, *others],
         "public_key": key.public_key().public_bytes_raw().hex() if key else None,
     }
     try:
@@ -152,6 +159,7 @@ def verify(path: Path, public_key: Path | None = None) -> Verification:
         signature=status,
         signer_known=bool(trusted) and status == "valid",
         gates_checked=sum(holds is not None for _, holds in checks),
+        not_recomputed=tuple(name for name, holds in checks if holds is None),
         problems=tuple(problems),
     )
 

@@ -9,6 +9,8 @@ import numpy as np
 from genrec.config import Params
 from genrec.data.sequences import Dataset
 from genrec.models.bundle import Bundle
+from genrec.plugins import parameters
+from genrec.section import Section
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,8 +49,16 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Method:
-    """A named method. exact: the result never saw the forgotten rows."""
+    """A named method. exact: the result never saw the forgotten rows.
+
+    params: of another package's method, what its keys under `plugins.methods.<name>` must be; None: it has none.
+    """
 
     name: str
     run: Callable[[Problem], Outcome]
     exact: bool = False
+    params: type[Section] | None = None
+
+    def parameters(self, params: Params) -> Section | None:
+        """The method's own keys of params.yaml. Raises ConfigError for those it does not know."""
+        return parameters(self.params, params.plugins.methods.get(self.name, {}), f"plugins.methods.{self.name}")

@@ -261,6 +261,21 @@ def test_lineage_and_purge_name_the_old_version_and_nobody(night):
     assert not [user for user in before["all_users"] if user in purged.stdout + purged.stderr]
 
 
+def test_prefect_holds_the_nights_tables(night):
+    home, before = night
+    summary = before["summary"]
+    with sqlite3.connect(home / "var" / "prefect" / "prefect.db") as database:
+        kept = dict(database.execute("SELECT key, data FROM artifact WHERE key LIKE 'night-%'"))
+    requests, attempts, gates = (json.loads(json.loads(kept[f"night-{t}"])) for t in ("requests", "attempts", "gates"))
+    assert {r["id"]: r["method"] for r in requests} == {r["id"]: r["method"] for r in summary["requests"]}
+    assert [(a["group"], a["verdict"]) for a in attempts] == [(a["group"], a["verdict"]) for a in summary["attempts"]]
+    assert len(gates) == sum(len(a["gates"]) for a in summary["attempts"])
+    assert {"low", "high", "limit", "n", "blocking"} <= gates[0].keys()
+    page = f"reports/nights/{summary['batch_id']}/index.html"
+    assert page in kept["night-report"]
+    assert (home / page).exists()
+
+
 def test_a_night_without_requests_changes_nothing(night):
     home, before = night
     pin = (home / "data.dvc").read_text()

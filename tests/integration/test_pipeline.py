@@ -39,10 +39,21 @@ def test_only_what_depends_on_a_parameter_is_built_again(trained):
 
 
 def test_metrics_and_plots_are_known_to_dvc(trained):
-    shown = json.loads(dvc(trained, "metrics", "show", "--json"))
-    assert "artefacts/metrics.json" in json.dumps(shown)
-    assert "artefacts/probes.json" in json.dumps(shown)
-    assert "train_curve.csv" in (trained / "dvc.lock").read_text()
+    shown = json.loads(dvc(trained, "metrics", "show", "--json"))[""]["data"]
+    metrics = {Path(path).stem: found["data"] for path, found in shown.items()}
+    assert metrics["metrics"]["utility"]["ndcg@10"]["low"] > 0
+    assert metrics["metrics"]["gate_values"]["integrity"] == 0
+    assert metrics["metrics"]["gate_values"]["base"] > 0
+    assert metrics["probes"]["non-finite weights"] == 0
+    assert 0 <= metrics["quality"]["collision_share"] < 1
+    drawn = json.loads(dvc(trained, "plots", "show", "--json"))["data"]
+    points = {name: plot["content"]["data"]["values"] for name, (plot,) in drawn.items()}
+    gates = {gate["name"]: gate for gate in points["Gates of the base model"]}
+    assert gates["base"]["low"] <= metrics["metrics"]["gate_values"]["base"] <= gates["base"]["high"]
+    assert [level["level"] for level in points["Use of the SID codes"]] == [1, 2, 3]
+    for stage in ("backbone", "train"):
+        losses = [float(point["loss"]) for point in points[f"artefacts/{stage}_curve.csv"]]
+        assert losses[-1] < losses[0]
 
 
 def test_the_pin_in_git_is_what_one_command_makes(tmp_path):

@@ -98,6 +98,15 @@ def test_peft_and_transformers_read_the_saved_adapter_and_backbone(bundle, model
     assert not torch.allclose(logits(model, tokens), logits(bundle.backbone.model(), tokens), atol=1e-2)
 
 
+def test_peft_reads_the_adapter_without_the_overlays_beside_it(bundle, model, overlays, tokens, tmp_path):
+    save_bundle(replace(bundle, overlays=tuple(overlays)), tmp_path / "b")
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "b" / "backbone")
+    loaded = PeftModel.from_pretrained(base, tmp_path / "b" / "adapter").eval()
+    assert torch.equal(logits(loaded, tokens), logits(model, tokens))
+    attenuated = adapted_model(bundle.backbone, bundle.adapter, overlays)
+    assert not torch.allclose(logits(loaded, tokens), logits(attenuated, tokens), atol=1e-2)
+
+
 def test_overlays_combine_by_minimum_whatever_the_order_and_repeats(overlays):
     a, b, c = overlays
     expected = combine([a, b, c])

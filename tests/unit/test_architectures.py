@@ -284,3 +284,14 @@ def test_what_is_no_causal_lm_is_refused(content, tmp_path, table):
         (tmp_path / "config.json").write_text(content)
     with pytest.raises(ConfigError, match=r"architecture\.checkpoint = .* is no causal LM that can be loaded"):
         load_pretrained(str(tmp_path), table.vocabulary, seed=0)
+
+
+def test_pickled_weights_are_not_loaded(checkpoint, table):
+    from transformers import AutoModelForCausalLM
+
+    folder = checkpoint("llama", tokenizer=False)
+    weights = AutoModelForCausalLM.from_pretrained(folder).state_dict()
+    (folder / "model.safetensors").unlink()
+    torch.save(weights, folder / "pytorch_model.bin")
+    with pytest.raises(ConfigError, match=r"is no causal LM that can be loaded.*model\.safetensors"):
+        load_pretrained(str(folder), table.vocabulary, seed=0)

@@ -21,6 +21,7 @@ from genrec.bench.memory import peak_memory
 from genrec.bench.plot import write_plot
 from genrec.bench.stream import draw_nights, run_stream
 from genrec.errors import ConfigError, DataError
+from genrec.evaluation.metrics import METRICS
 from genrec.evaluation.ranking import TOP, held_out
 from genrec.evaluation.statistics import Measure
 from genrec.sid.table import reassign
@@ -163,11 +164,24 @@ def test_a_cell_hangs_on_everything_that_could_change_it(bench, draw):
     assert matrix.cell_key(bench, replace(draw), "ucan", "code") == keys[0]
 
 
+def metrics_of(record):
+    """Names of the reference's metrics that a record's figures have; each figure has one."""
+    found = {figure: {metric.name for metric in METRICS if metric.names(figure)} for figure in record["figures"]}
+    assert {len(names) for names in found.values()} == {1}, found
+    return set.union(*found.values())
+
+
+def test_the_reference_names_every_figure_of_the_bench_and_no_other(records):
+    concepts_only = {"sh@10 ...", "exposure share", "target mass", "relearning gains over retrained, same SIDs"}
+    assert metrics_of(records[2]) | concepts_only == {metric.name for metric in METRICS if "bench" in metric.used}
+
+
 def test_a_concept_gets_figures_of_its_own(bench):
     (erasure,) = concept_erasures(bench.dataset, SMALL, [0], ["Garden"])
     case = Case(bench, erasure)
     record = run(case, "output_filter")
     figures, label = record["figures"], "sh@10 Garden"
+    assert {"sh@10 ...", "exposure share", "target mass", "recall@k"} <= metrics_of(record)
     assert figures[label] == case.before.forgetting[label].as_dict()  # a filter changes nothing on the bare model
     asked = ~np.isin(held_out(bench.dataset).targets, erasure.items)
     assert figures[label]["n"] == asked.sum()

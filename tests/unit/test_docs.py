@@ -3,6 +3,7 @@
 import logging
 import re
 import runpy
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -82,8 +83,14 @@ def test_yaml_is_yaml_and_parameters_are_known(page, block):
         Params.model_validate(tree)
 
 
-@pytest.mark.parametrize(("page", "block"), of("python"))
+@pytest.mark.parametrize(("page", "block"), of("toml"))
+def test_toml_is_toml(page, block):
+    assert tomllib.loads(block.text)
+
+
+@pytest.mark.parametrize(("page", "block"), [p for p in of("python") if p.values[1].title != "read_a_version.py"])
 def test_python_runs(page, block):
+    """read_a_version.py needs a champion: tests/integration/test_bring_a_model.py runs it."""
     exec(compile(block.text, str(page), "exec"), {})
 
 
@@ -102,7 +109,7 @@ def test_the_method_in_the_docs_is_the_one_in_the_code():
 
 
 def test_every_language_of_a_block_is_one_that_is_checked():
-    assert {block.language for page in PAGES for block in blocks(page)} <= {*SHELL, "python", "yaml", "csv"}
+    assert {block.language for page in PAGES for block in blocks(page)} <= {*SHELL, "python", "yaml", "csv", "toml"}
 
 
 def test_the_reference_is_what_the_code_says():

@@ -75,7 +75,7 @@ def test_a_sound_workspace_and_then_a_broken_one_through_the_command_line(home):
     environment = {"GENREC_SIGNING_KEY": str(home / "signing.pem")}
     fine = genrec(home, "doctor", **environment)
     lines = fine.stdout.splitlines()
-    assert [line.split()[0] for line in lines] == ["ok"] * 14, fine.stdout
+    assert [line.split()[0] for line in lines] == ["ok"] * 15, fine.stdout
     (home / "data" / "interactions.csv").write_text("other\n")
     bad = genrec(home, "doctor", check=False, **environment)
     assert bad.returncode == 1

@@ -6,8 +6,10 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 
+import mlflow
 import pytest
 import torch
+from mlflow.models import Model
 from safetensors.numpy import save_file
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -55,6 +57,24 @@ def past(tmp_path_factory, shop, bundle, params, embeddings, user_id):
 @pytest.fixture(scope="module")
 def user_id(dataset):
     return dataset.user_ids[dataset.trained_users[5]]
+
+
+def test_mlflow_knows_the_data_version_each_version_read_and_for_what(past):
+    for number, context in (("1", "training"), ("2", "forgetting"), ("6", "training")):
+        version = past.registry.version(number)
+        (used,) = mlflow.get_run(version.run_id).inputs.dataset_inputs
+        assert used.dataset.digest == version.tags["data_version"]
+        assert (used.dataset.source_type, json.loads(used.dataset.source)) == ("dvc", {"pin": "data.dvc"})
+        assert {tag.key: tag.value for tag in used.tags} == {"mlflow.data.context": context}
+
+
+def test_the_input_example_is_of_the_catalogue_and_the_model_takes_it(past, bundle):
+    model = mlflow.pyfunc.load_model("models:/genrec/1")
+    assert model.input_example["history"].tolist() == [list(bundle.table.item_ids[:3])]  # the catalogue's first
+    asked = Model.load("models:/genrec/1").load_input_example_params("models:/genrec/1")
+    (found,) = model.predict(model.input_example, params=asked).item_ids
+    assert len(found) == asked["k"] == 10
+    assert set(found) <= set(bundle.table.item_ids[3:])
 
 
 def numbers(versions):

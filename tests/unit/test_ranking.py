@@ -5,9 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from torchmetrics import classification, retrieval, text
 from torchmetrics.retrieval import RetrievalMRR, RetrievalNormalizedDCG, RetrievalRecall
 
 from genrec.data.sequences import HOLDOUT, TEST, TRAIN, VALID, Dataset
+from genrec.evaluation.metrics import METRICS
 from genrec.evaluation.ranking import (
     TOP,
     Cases,
@@ -19,7 +21,7 @@ from genrec.evaluation.ranking import (
     training_histories,
     utility,
 )
-from genrec.evaluation.statistics import Bootstrap
+from genrec.evaluation.statistics import Bootstrap, auc
 from genrec.models.adapter import Adapter, adapter_state, attach
 from genrec.models.backbone import architecture, initialise
 from genrec.models.beam import encode_histories, exact_scores
@@ -75,6 +77,19 @@ def test_figures_equal_torchmetrics(k):
     ):
         assert ours.mean() == pytest.approx(theirs(*flat, indexes=queries).item(), abs=1e-6)
         assert len(ours) == 60
+
+
+def test_torchmetrics_has_the_metrics_the_reference_names():
+    known = {name for module in (retrieval, classification, text) for name in module.__all__}
+    named = {metric.torchmetrics for metric in METRICS} - {""}
+    assert {"RetrievalRecall", "RetrievalNormalizedDCG", "RetrievalMRR", "BinaryAUROC", "Perplexity"} == named <= known
+
+
+def test_auc_equals_torchmetrics():
+    rng = np.random.default_rng(1)
+    scores, member = rng.integers(0, 8, 90) / 8, np.arange(90) < 40  # with ties
+    theirs = classification.BinaryAUROC()(torch.from_numpy(scores), torch.from_numpy(member).int()).item()
+    assert auc(scores[member], scores[~member], Bootstrap(10)).value == pytest.approx(theirs, abs=1e-6)
 
 
 def test_held_out_cases(toy):

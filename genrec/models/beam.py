@@ -94,15 +94,15 @@ def beam_search(
     ancestors = torch.zeros(batch, 1, 0, dtype=torch.bool, device=device)  # [batch, beams, tokens fed so far]
     for level in range(index.levels):
         offset, size = index.token_offset[level], index.sizes[level]
-        if index.dense[level] is not None:
-            child = index.dense[level][node]  # [batch, beams, K]
+        if masks.dense[level] is not None:
+            child = masks.dense[level][node]  # [batch, beams, K]
             lp = logp[..., offset : offset + size]
         else:
             child = index.start[level][node][..., None] + torch.arange(index.widest[level], device=device)
             child = child.masked_fill(child >= index.start[level][node + 1][..., None], -1)
             lp = logp.gather(-1, offset + index.code[level][child.clamp(min=0)])
         exists = child >= 0
-        if masks.live is not None:
+        if masks.dense[level] is None and masks.live is not None:
             exists &= masks.live[level][child.clamp(min=0)]
         candidates = (score[..., None] + lp).masked_fill(~exists, -torch.inf).flatten(1)
         if masks.closed is not None:
@@ -142,9 +142,9 @@ def _closed(
     dense = index.dense[level] is not None
     width = index.sizes[level] if dense else index.widest[level]
     place = index.code[level][child] if dense else child - index.start[level][parent]
-    # beams that died point at node 0 as well
-    held = (node[:, None] == parent[..., None]) & (score > -torch.inf)[:, None] & (closed >= 0)[..., None]
-    return held.long().argmax(-1) * width + place, torch.where(held.any(-1), -torch.inf, 0.0)
+    alive = node.masked_fill(score == -torch.inf, -1)  # beams that died point at node 0 as well
+    held, beam = (alive[:, None] == parent.masked_fill(closed < 0, -2)[..., None]).max(-1)
+    return beam * width + place, torch.where(held, -torch.inf, 0.0)
 
 
 @torch.inference_mode()

@@ -70,32 +70,41 @@ class DecodeIndex:
         deny: bool [n], removed for all. seen: item indices int64 [batch, width], removed from their row; -1 fills up.
         """
         if deny is None and seen is None:
-            return Masks(None, None)
+            return Masks(self.dense, None, None)
         left = torch.ones_like(self.leaf_item) if deny is None else (~deny[self.leaf_item]).long()
         total = _running(left)
         counts = [torch.diff(total[bounds]) for bounds in self.leaf]
-        live = None if deny is None else tuple(count > 0 for count in counts)
+        live, dense = None, self.dense
+        if deny is not None:
+            live = tuple(count > 0 for count in counts)
+            dense = tuple(
+                None if nodes is None else nodes.masked_fill(~leads[nodes.clamp(min=0)], -1)
+                for nodes, leads in zip(dense, live, strict=True)
+            )
         if seen is None:
-            return Masks(live, None)
+            return Masks(dense, live, None)
         at = torch.where(seen < 0, self.items, self.item_leaf[seen.clamp(min=0)]).sort(1).values
         first = F.pad(at[:, 1:] > at[:, :-1], (1, 0), value=True)  # an item seen twice is one item
         gone = _running(first * F.pad(left, (0, 1))[at])
         closed = []
-        for count, bounds in zip(counts, self.leaf, strict=True):
+        for count, bounds in zip(counts[:-1], self.leaf[:-1], strict=True):
             node = (torch.searchsorted(bounds, at, right=True) - 1).clamp(max=len(count) - 1)
             low, high = (gone.gather(1, torch.searchsorted(at, bounds[node + side])) for side in (0, 1))
             closed.append(torch.where(count[node] > high - low, -1, node))
-        return Masks(live, tuple(closed))
+        closed.append(at.masked_fill(at == self.items, -1))  # a node of the last level is one item
+        return Masks(dense, live, tuple(closed))
 
 
 @dataclass(frozen=True)
 class Masks:
     """Nodes under which nothing may be recommended, per level; None where nothing is removed.
 
-    live: bool [nodes], False where every item below is denied. closed: int64 [batch, width], nodes whose last items
-    their row has seen, filled up with -1: a few positions, where a mask over all nodes would be [batch, nodes].
+    live: bool [nodes], False where every item below is denied. dense: that of the index, -1 for the children that are
+    not live. closed: int64 [batch, width], nodes whose last items their row has seen, filled up with -1: a few
+    positions, where a mask over all nodes would be [batch, nodes].
     """
 
+    dense: tuple[torch.Tensor | None, ...]
     live: tuple[torch.Tensor, ...] | None
     closed: tuple[torch.Tensor, ...] | None
 

@@ -67,7 +67,7 @@ def test_dense_levels_hold_every_child_and_nothing_else(table):
 @pytest.mark.parametrize("table", TABLES)
 def test_masks_close_exactly_the_nodes_without_an_allowed_item(table):
     index, rng = build_index(table), np.random.default_rng(7)
-    assert index.masks(None, None) == Masks(None, None)
+    assert index.masks(None, None) == Masks(index.dense, None, None)
     shares = (0.0, 0.3, 0.9, 1.0)
     drawn = [rng.permutation(index.items)[: round(share * index.items)] for share in shares]
     twice = [torch.from_numpy(rng.permutation(np.concatenate([items, items[::2]]))) for items in drawn]
@@ -81,6 +81,10 @@ def test_masks_close_exactly_the_nodes_without_an_allowed_item(table):
             below = prefixes(table, level).values()
             assert index.masks(deny, None).live[level].tolist() == masks.live[level].tolist()
             assert masks.live[level].tolist() == [any(not deny[i] for i in items) for items in below]
+            if index.dense[level] is not None:
+                kept = index.dense[level].clone()
+                kept[~torch.isin(kept, masks.live[level].nonzero())] = -1
+                assert torch.equal(masks.dense[level], kept)
             for row, own in enumerate(drawn):
                 gone, seen_below = {*own, *denied}, [node for node, items in enumerate(below) if {*own} & {*items}]
                 closed = {node for node in masks.closed[level][row].tolist() if node >= 0}

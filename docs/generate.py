@@ -12,6 +12,7 @@ from pydantic.fields import FieldInfo
 from genrec.cli import app
 from genrec.config import GateParams, Params, Settings
 from genrec.data import tables
+from genrec.errors import EXIT_CODES
 from genrec.evaluation import forgetting, gates, membership, metrics, ranking, robustness
 
 FOLDER = Path(__file__).parent / "reference"
@@ -36,12 +37,26 @@ def pages() -> dict[str, str]:
 
 def cli() -> str:
     root = typer.main.get_command(app)
-    parts = [NOTE, "# Command line\n", f"{root.help}\n", "Exit codes: 0 done, 1 refused or failed, 2 wrong usage.\n"]
+    parts = [NOTE, "# Command line\n", f"{root.help}\n", *preface(root)]
     for path, command in leaves(root, ("genrec",)):
         parts.append(f"## {' '.join(path)}\n\n{paragraphs(command.help or '')}\n")
+        if command.epilog:
+            parts.append(f"Example: `{command.epilog.removeprefix('Example: ')}`\n")
         rows = [(names(p), _text(p.help or ""), default(p)) for p in command.params]
         parts.append(table(("argument or option", "what", "default"), rows))
     return "\n".join(parts)
+
+
+def preface(root) -> list[str]:
+    """The options before a command, and the exit codes."""
+    rows = [(names(p), _text(p.help or ""), default(p)) for p in root.params]
+    codes = [(f"`{code}`", says) for code, says in EXIT_CODES.items()]
+    return [
+        "## Before any command\n", "`genrec [OPTIONS] COMMAND ...`; `GENREC_QUIET` and `GENREC_DEBUG` do the same.\n",
+        table(("option", "what", "default"), rows),
+        "Progress bars and colours are for a terminal alone, without colours where `NO_COLOR` is set.\n",
+        "## Exit codes\n", table(("code", "what"), codes),
+    ]  # fmt: skip
 
 
 def leaves(command, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], object]]:

@@ -33,7 +33,7 @@ def deploy(workspace: Workspace, root: Path = ROOT) -> dict:
     root: the folder of prefect.yaml. Raises ConfigError without a server, and with the last lines of a failed
     `prefect deploy`.
     """
-    if PREFECT_API_URL.value() is None:
+    if not PREFECT_API_URL.value():
         raise ConfigError("PREFECT_API_URL is not set, and deployments need a server: prefect server start.")
     with get_client(sync_client=True) as client:
         for pool in POOLS:

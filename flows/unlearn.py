@@ -18,9 +18,11 @@ from genrec.data.files import room
 from genrec.data.version import data_version
 from genrec.environment import prepare_environment
 from genrec.errors import GenrecError, NightError, OutageError
+from genrec.progress import tracked
 from genrec.registry import answering
 from genrec.report.page import write_report
 from genrec.report.summary import Summary
+from genrec.requests.certificates import load_signing_key
 from genrec.requests.database import reaching
 from genrec.requests.lease import NIGHT, Lease
 from genrec.requests.store import open_ledger
@@ -32,7 +34,8 @@ def unlearn(home: str | None = None, trigger: str = "nightly") -> dict:
     """Serve every queued request of the workspace `home` (default: GENREC_HOME). Returns the night's summary.
 
     Raises RequestError when another run holds the lease, NightError when the night failed (after it is closed),
-    BundleError when the champion is corrupt (before anything is claimed), OutageError when the night broke off.
+    BundleError when the champion is corrupt and ConfigError when the signing key is (before anything is claimed),
+    OutageError when the night broke off.
     """
     workspace = (Settings(home=home) if home else Settings()).workspace
     prepare_environment(workspace)
@@ -69,6 +72,8 @@ def _night(workspace: Workspace) -> dict:
     registered = steps.open_registry(workspace)
     champion = registered.champion().number
     registered.bundle(champion)  # whole, or nothing is claimed and erased
+    if key := workspace.settings.signing_key:
+        load_signing_key(key)  # so is the key
     _finish_failed(workspace)
     steps.tidy(workspace)
     batch_id, waiting = unlearning.claim_batch(workspace)
@@ -118,7 +123,7 @@ def _climb(workspace: Workspace, batch_id: str, attempts: list[dict]) -> dict[st
     passed: dict[str, str] = {}
     start, last = None, None
     plan = unlearning.plan_ladders(workspace, batch_id)
-    for group in plan:
+    for group in tracked("groups of requests", plan):
         reason = f"{group['reason']} This is the first rung."
         for method in group["ladder"]:
             number = len(attempts) + 1

@@ -1,17 +1,20 @@
-"""The command line. Every command has `--json`; errors are one line with the remedy (a trace with GENREC_DEBUG=1).
+"""The command line: what one types to run genrec. Errors are one line with the remedy (a trace with --debug).
 
-Exit codes: 0 done, 1 refused or failed (the message says what to do), 2 wrong usage.
+`genrec.errors.EXIT_CODES` says what it returns.
 """
 
 import json
 import os
 import sys
+from contextlib import closing, nullcontext, redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from genrec import __version__
+from genrec.bars import QUIET, Bars
 from genrec.cli_audit import audit_app, certificate_app
 from genrec.cli_bench import bench_app
 from genrec.cli_calibration import calibration_app
@@ -20,11 +23,25 @@ from genrec.cli_models import lineage_app, models_app, purge_app
 from genrec.cli_operate import operate_app
 from genrec.cli_requests import forget_app, requests_app
 from genrec.cli_sid import sid_app
-from genrec.errors import DataError, GenrecError
-from genrec.terminal import Json, attempt_rows, measure_rows, open_workspace, request_rows, run_flow, show
+from genrec.completion import sources
+from genrec.errors import DataError
+from genrec.progress import listening
+from genrec.terminal import (
+    DEBUG,
+    Json,
+    attempt_rows,
+    example,
+    fail,
+    measure_rows,
+    note,
+    open_workspace,
+    request_rows,
+    run_flow,
+    show,
+)
 
 app = typer.Typer(
-    no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False, help=__doc__.split("\n")[0]
+    no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False, epilog=example("genrec --quiet train")
 )
 data_app = typer.Typer(no_args_is_help=True, help="Fetch, check and prepare data.")
 stage_app = typer.Typer(no_args_is_help=True, help="The DVC stages, one command each (dvc.yaml calls them).")
@@ -38,26 +55,54 @@ app.add_typer(calibration_app)
 app.add_typer(operate_app)
 
 
-@app.command()
+@app.callback()
+def options(
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print the result or the error, nothing else.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Print a stack trace with an error.")] = False,
+) -> None:
+    """Train a recommender, and make it forget on schedule. Every command has `--json`; errors name the remedy."""
+    for name, wanted in ((QUIET, quiet), (DEBUG, debug)):
+        if wanted:
+            os.environ[name] = "1"
+
+
+@app.command(epilog=example("genrec version --json"))
 def version(as_json: Json = False) -> None:
     """The version of genrec."""
     show({"version": __version__}, as_json)
 
 
-@app.command()
-def init(directory: Path, as_json: Json = False) -> None:
+@app.command(epilog=example("genrec init shop --from ../my-tables"))
+def init(
+    directory: Path,
+    tables: Annotated[
+        Path | None, typer.Option("--from", help="folder with your two tables: params.yaml is written for them")
+    ] = None,
+    as_json: Json = False,
+) -> None:
     """Make a workspace: params.yaml, dvc.yaml and a DVC repository in DIRECTORY."""
     from genrec.workspace import create
 
-    show(create(directory), as_json)
+    made = create(directory, tables)
+    if as_json or tables is None:
+        show(made, as_json)
+        return
+    show({"workspace": made["workspace"], **made["seen"]}, False)
+    typer.echo("\n".join(["next:", *(f"  {command}" for command in made["next"])]))
 
 
 # --- data -----------------------------------------------------------------------------------------------------------
 
 
-@data_app.command("fetch")
+@data_app.command("fetch", epilog=example("genrec data fetch ml-100k --from ~/Downloads/ml-100k"))
 def data_fetch(
-    source: Annotated[str, typer.Argument(help="simulated, ml-100k, ml-latest-small, amazon-beauty or tables")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="simulated, ml-100k, ml-latest-small, amazon-beauty, amazon-scientific or tables",
+            autocompletion=sources,
+        ),
+    ],
     from_dir: Annotated[Path | None, typer.Option("--from", help="folder with a local copy of the source")] = None,
     as_json: Json = False,
 ) -> None:
@@ -70,13 +115,12 @@ def data_fetch(
     workspace = open_workspace()
     report = fetch_and_pin(workspace, source, from_dir)
     facts = asdict(report) | {"data_version": data_version(workspace.data_pin)}
-    if not as_json:
-        typer.echo("Licence: " + "\n         ".join(report.licence))
+    note("Licence: " + "\n         ".join(report.licence))
     keep = ("name", "users", "items", "rows", "data_version")
     show(facts if as_json else {k: facts[k] for k in keep}, as_json)
 
 
-@data_app.command("check")
+@data_app.command("check", epilog=example("genrec data check ../my-tables"))
 def data_check(directory: Path, as_json: Json = False) -> None:
     """Explain every violation of the schema in a folder with your two tables."""
     from genrec.data.tables import read_tables
@@ -97,19 +141,21 @@ def data_check(directory: Path, as_json: Json = False) -> None:
         report.raise_for_failure()
 
 
-@data_app.command("prepare")
+@data_app.command("prepare", epilog=example("genrec data prepare"))
 def data_prepare(as_json: Json = False) -> None:
     """Run the stages prepare and validate of dvc.yaml where they are out of date."""
     from genrec.data.version import data_version
+    from genrec.pipeline import require_data
     from tasks.data import dvc
 
     workspace = open_workspace()
+    require_data(workspace)
     dvc(workspace, "repro", "prepare", "validate")
     report = json.loads((workspace.prepared / "prepare.json").read_text())
     show(report | {"data_version": data_version(workspace.data_pin)}, as_json)
 
 
-@data_app.command("concepts")
+@data_app.command("concepts", epilog=example("genrec data concepts"))
 def data_concepts(as_json: Json = False) -> None:
     """Concepts of the prepared catalogue with their share of items and of interactions."""
     from genrec.data.sequences import load_dataset
@@ -131,7 +177,7 @@ def data_concepts(as_json: Json = False) -> None:
 # --- base model -----------------------------------------------------------------------------------------------------
 
 
-@app.command()
+@app.command(epilog=example("genrec train"))
 def train(force: Annotated[bool, typer.Option(help="run every stage again")] = False, as_json: Json = False) -> None:
     """Build the base model (dvc repro), register it, and make it the champion when its gates pass."""
     open_workspace()
@@ -142,7 +188,7 @@ def train(force: Annotated[bool, typer.Option(help="run every stage again")] = F
     show(result if as_json else {"version": result["version"], "verdict": result["verdict"], **utility}, as_json)
 
 
-@app.command()
+@app.command(epilog=example("genrec evaluate --alias previous --exact"))
 def evaluate(
     alias: Annotated[str, typer.Option(help="champion, challenger, previous or a version number")] = "champion",
     exact: Annotated[bool, typer.Option(help="score the whole catalogue instead of beam search")] = False,
@@ -154,7 +200,7 @@ def evaluate(
     show(result := evaluate_version(open_workspace(), alias, exact), as_json, measure_rows(result["utility"]), alias)
 
 
-@app.command()
+@app.command(epilog=example("genrec demo"))
 def demo(as_json: Json = False) -> None:
     """One whole night on an embedded shop: data, base model, four requests, methods, gates, a new champion."""
     import time
@@ -163,24 +209,27 @@ def demo(as_json: Json = False) -> None:
     from genrec.data.version import data_version
 
     started = time.perf_counter()
+    shown = redirect_stdout(StringIO()) if os.environ.get(QUIET) else nullcontext()
 
     def say(line: str) -> None:
-        typer.echo(f"[{time.perf_counter() - started:5.0f} s] {line}", err=as_json)
+        note(f"[{time.perf_counter() - started:5.0f} s] {line}")
 
     workspace = open_workspace()
     if steps.needs_data(workspace):
         say("simulating a shop into data/ and pinning it with DVC")
-        data_fetch("simulated", None, as_json=False)
+        with shown:
+            data_fetch("simulated", None, as_json=False)
     else:
         say(f"reusing data/ at version {data_version(workspace.data_pin)}")
     if number := steps.has_champion(workspace):
         say(f"reusing the champion, version {number} in mlruns/")
     else:
         say("building the base model with `dvc repro` (reuses every stage that is up to date)")
-        train(force=False, as_json=False)
+        with shown:
+            train(force=False, as_json=False)
     say("four requests arrive and are verified:")
     for line in steps.submit_requests(workspace):
-        typer.echo(f"          {line}", err=as_json)
+        note(f"          {line}")
     say("the night begins")
     night(as_json=as_json)
     say(f"done. Certificates: {workspace.certificates}")
@@ -189,7 +238,7 @@ def demo(as_json: Json = False) -> None:
 # --- nights and models ----------------------------------------------------------------------------------------------
 
 
-@app.command()
+@app.command(epilog=example("genrec night --json"))
 def night(as_json: Json = False) -> None:
     """Serve every queued request now: erase, unlearn, judge, promote, certify, report."""
     workspace = open_workspace()
@@ -207,7 +256,7 @@ def night(as_json: Json = False) -> None:
     )
 
 
-@app.command()
+@app.command(epilog=example("genrec recommend --history i0026,i0027 --k 5"))
 def recommend(
     history: Annotated[str, typer.Option(help="item ids, oldest first, separated by commas")],
     k: Annotated[int, typer.Option(min=1, help="how many items")] = 10,
@@ -224,6 +273,8 @@ def recommend(
     workspace = open_workspace()
     registry = open_registry(workspace)
     bundle = registry.bundle(registry.champion().number)
+    if k > len(bundle.table.item_ids):
+        raise DataError(f"--k {k} is more than the {len(bundle.table.item_ids)} items of the catalogue. Lower --k.")
     found = serve(bundle, bundle.model(), [items], k, open_ledger(workspace).deny_list())[0]
     rows = [{"rank": i + 1, **item, "score": round(item["score"], 3)} for i, item in enumerate(found)]
     show(found, as_json, rows, "recommendations")
@@ -242,14 +293,12 @@ for _name in ("prepare", "validate", "embed", "sid", "backbone", "train", "evalu
 
 
 def main() -> None:
-    """Entry point: one line for errors that are the user's to fix."""
+    """Entry point: bars while long work runs on a terminal, one line for an error, and its exit code."""
     try:
-        app()
-    except GenrecError as error:
-        if os.environ.get("GENREC_DEBUG"):
-            raise
-        typer.echo(f"{type(error).__name__}: {error}", err=True)
-        sys.exit(1)
+        with closing(Bars()) as bars, listening(bars):
+            app(prog_name="genrec")
+    except Exception as error:
+        sys.exit(fail(error))
 
 
 if __name__ == "__main__":

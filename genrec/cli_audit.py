@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from genrec.errors import RequestError
-from genrec.terminal import Json, open_workspace, show
+from genrec.terminal import Json, example, open_workspace, show
 
 audit_app = typer.Typer(no_args_is_help=True, help="The audit chain of the ledger.")
 certificate_app = typer.Typer(no_args_is_help=True, help="Certificates of fulfilled requests.")
@@ -26,7 +26,7 @@ def _reading():
         yield engine
 
 
-@audit_app.command("verify")
+@audit_app.command("verify", epilog=example("genrec audit verify --head 3f1c..."))
 def audit_verify(
     kept: Annotated[str | None, typer.Option("--head", help="hash kept from an earlier run; shows a cut end")] = None,
     as_json: Json = False,
@@ -39,7 +39,7 @@ def audit_verify(
         show({"rows": verify_chain(engine, kept), "head": newest}, as_json)
 
 
-@audit_app.command("list")
+@audit_app.command("list", epilog=example("genrec audit list --about r-0123456789abcdef"))
 def audit_list(
     about: Annotated[str | None, typer.Option(help="only this request, batch or version")] = None, as_json: Json = False
 ) -> None:
@@ -51,7 +51,10 @@ def audit_list(
     show(found, as_json, [{k: row[k] for k in ("seq", "at", "event", "subject", "payload")} for row in found], "audit")
 
 
-@certificate_app.command("verify")
+@certificate_app.command(
+    "verify",
+    epilog=example("genrec certificate verify reports/certificates/r-0123456789abcdef.json --public-key signer.pem"),
+)
 def certificate_verify(
     file: Path,
     public_key: Annotated[Path | None, typer.Option(help="PEM file: the key that must have signed it")] = None,

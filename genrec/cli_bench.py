@@ -6,14 +6,16 @@ from typing import Annotated
 import typer
 
 from genrec.config import Settings, Workspace
-from genrec.terminal import open_workspace, show
+from genrec.terminal import example, note, open_workspace, show
 
 bench_app = typer.Typer(no_args_is_help=True, help="Measure methods against each other.")
 
 Data = Annotated[Path | None, typer.Option(help="a workspace, or a folder with a source's raw files or two tables")]
 
 
-@bench_app.command("unlearn")
+@bench_app.command(
+    "unlearn", epilog=example("genrec bench unlearn --scenario concept --methods tracer --seeds 1 --json horror.json")
+)
 def bench_unlearn(
     scenario: Annotated[str, typer.Option(help="users, concept or stream")] = "users",
     methods: Annotated[str, typer.Option(help="methods, separated by commas")] = "ucan,ucan_plus",
@@ -35,7 +37,7 @@ def bench_unlearn(
     home = open_workspace()
     workspace = bench_workspace(home, data)
     _reproduce(workspace)
-    result = unlearn.run(workspace, order, lambda line: typer.echo(line, err=True))
+    result = unlearn.run(workspace, order, note)
     file = file or workspace.reports / "bench" / f"{scenario}.json"
     files = unlearn.write(result, file)
     tags = {"scenario": scenario, "code_version": result["code_version"], "bundle_hash": result["bundle_hash"]}
@@ -47,7 +49,7 @@ def bench_unlearn(
 def _reproduce(workspace: Workspace, *stages: str) -> None:
     from tasks.data import dvc
 
-    typer.echo("base model: dvc repro (reuses what is up to date)", err=True)
+    note("base model: dvc repro (reuses what is up to date)")
     dvc(workspace, "repro", *stages, quiet=False)
 
 
@@ -87,11 +89,11 @@ def bench_workspace(home: Workspace, data: Path | None) -> Workspace:
     workspace = Settings(home=root).workspace
     workspace.params_file.write_text(params_yaml(params))
     report = fetch_and_pin(workspace, name, data)
-    typer.echo("Licence: " + " ".join(report.licence), err=True)
+    note("Licence: " + " ".join(report.licence))
     return workspace
 
 
-@bench_app.command("ledger")
+@bench_app.command("ledger", epilog=example("genrec bench ledger --requests 10000 --processes 4"))
 def bench_ledger(
     requests: Annotated[int, typer.Option(min=8, help="how many different people ask")] = 100_000,
     processes: Annotated[int, typer.Option(min=1, help="how many processes submit at the same time")] = 8,
@@ -109,7 +111,7 @@ def bench_ledger(
     show(_kept(load, file), False)
 
 
-@bench_app.command("sid")
+@bench_app.command("sid", epilog=example("genrec bench sid --items 100000"))
 def bench_sid(
     items: Annotated[int, typer.Option(min=256, help="how many vectors")] = 1_000_000,
     dim: Annotated[int, typer.Option(min=2, help="dimensions of a vector")] = 384,
@@ -126,7 +128,7 @@ History = Annotated[int, typer.Option(min=1, help="items in the history of a use
 Items = Annotated[int, typer.Option(min=100, help="items of the untrained model")]
 
 
-@bench_app.command("decode")
+@bench_app.command("decode", epilog=example("genrec bench decode --bundle champion"))
 def bench_decode(
     items: Items = 12_000,
     batch: Annotated[int, typer.Option(min=1, help="users searched at once")] = 64,
@@ -149,7 +151,7 @@ def bench_decode(
     show(result, False, rows, "decoding")
 
 
-@bench_app.command("serve")
+@bench_app.command("serve", epilog=example("genrec bench serve --items 12000 --repeats 20"))
 def bench_serve(
     items: Items = 12_000,
     history: History = 20,
@@ -199,7 +201,7 @@ def _measured(name: str, items: int, users: int):
     return bundle, [cases[case] for case in drawn]
 
 
-@bench_app.command("quality")
+@bench_app.command("quality", epilog=example("genrec bench quality --seeds 1 --rivals item_knn,popularity"))
 def bench_quality(
     data: Data = None,
     seeds: Annotated[int, typer.Option(min=1, help="how many seeds, from that of the workspace on")] = 3,
@@ -222,13 +224,13 @@ def bench_quality(
     order = quality.Order(seeds, check_rivals(_names(rivals)), whole)
     workspace = bench_workspace(open_workspace(), data)
     _reproduce(workspace, "train")
-    result = quality.run(open_bench(workspace), order, _device(), lambda line: typer.echo(line, err=True))
+    result = quality.run(open_bench(workspace), order, _device(), note)
     prepared = json.loads((workspace.prepared / "prepare.json").read_text())
     result = _kept({"tied_targets": prepared["tied_targets"], **result}, file)
     show(None, False, quality.summary_rows(result), "quality")
 
 
-@bench_app.command("train")
+@bench_app.command("train", epilog=example("genrec bench train --minutes 5"))
 def bench_train(
     data: Data = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="of ours; default: train.epochs")] = None,
@@ -247,6 +249,6 @@ def bench_train(
     _reproduce(workspace, "train")
     bundle = load_bundle(workspace.artefacts / "bundle")
     setting = train.Setting(epochs or bundle.params.train.epochs, loop_epochs, minutes, batch, users)
-    result = train.run(bundle, load_dataset(workspace.prepared), setting, lambda line: typer.echo(line, err=True))
+    result = train.run(bundle, load_dataset(workspace.prepared), setting, note)
     result = _kept(result, file)
     show({key: value for key, value in result.items() if not isinstance(value, dict)}, False)

@@ -4,12 +4,12 @@ from typing import Annotated
 
 import typer
 
-from genrec.terminal import Json, open_workspace, run_flow, show
+from genrec.terminal import Json, example, open_workspace, run_flow, show
 
 calibration_app = typer.Typer()
 
 
-@calibration_app.command()
+@calibration_app.command(epilog=example("genrec calibrate"))
 def calibrate(as_json: Json = False) -> None:
     """Run the approximate methods on a shadow cohort of people who stay, against a retrained model."""
     open_workspace()
@@ -19,7 +19,7 @@ def calibrate(as_json: Json = False) -> None:
     show(found, as_json, _rows(found), "calibrations")
 
 
-@calibration_app.command()
+@calibration_app.command(epilog=example("genrec calibrations --json"))
 def calibrations(as_json: Json = False) -> None:
     """Calibrations so far, newest first."""
     from genrec.requests.calibrations import listed
@@ -29,7 +29,7 @@ def calibrations(as_json: Json = False) -> None:
     show(found, as_json, _rows(found), "calibrations")
 
 
-@calibration_app.command()
+@calibration_app.command(epilog=example("genrec power --power 0.9"))
 def power(
     power: Annotated[float, typer.Option(min=0.01, max=0.99, help="chance of a PASS when the method forgets")] = 0.8,
     as_json: Json = False,

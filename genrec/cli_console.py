@@ -6,21 +6,18 @@ from typing import Annotated
 import typer
 
 from genrec.errors import ConfigError
-from genrec.terminal import Json, open_workspace, show
+from genrec.terminal import Json, example, open_workspace, show
 
 console_app = typer.Typer(invoke_without_command=True)
 
 
-@console_app.callback()
+@console_app.callback(epilog=example("genrec console --port 8081"))
 def console(
     context: typer.Context,
     port: Annotated[int, typer.Option(min=1, max=65535)] = 8080,
     as_json: Json = False,
 ) -> None:
-    """Serve the web console on 127.0.0.1: submit and verify requests, follow nights, read reports, certificates.
-
-    Example: genrec console adduser vera --role verifier && genrec console --port 8080
-    """
+    """Serve the web console on 127.0.0.1: submit and verify requests, follow nights, read reports, certificates."""
     if context.invoked_subcommand:
         return
     try:
@@ -37,13 +34,15 @@ def console(
 
     from flows.on_demand import on_demand
     from genrec.console.app import make_app
+    from genrec.server import listening_socket
 
-    app = make_app(workspace, on_demand())
-    show({"url": f"http://127.0.0.1:{port}"}, as_json)
-    uvicorn.run(app, host="127.0.0.1", port=port, log_level="warning", access_log=False)
+    with listening_socket("127.0.0.1", port) as taken:
+        config = uvicorn.Config(make_app(workspace, on_demand()), log_level="warning", access_log=False)
+        show({"url": f"http://127.0.0.1:{port}"}, as_json)
+        uvicorn.Server(config).run(sockets=[taken])
 
 
-@console_app.command("adduser")
+@console_app.command("adduser", epilog=example("genrec console adduser vera --role verifier"))
 def console_adduser(
     name: str,
     role: Annotated[str, typer.Option(help="requester, verifier or operator")],
@@ -65,7 +64,7 @@ def console_adduser(
     show({"account": name, "role": role, "file": str(accounts.path)}, as_json)
 
 
-@console_app.command("token")
+@console_app.command("token", epilog=example("genrec console token vera"))
 def console_token(name: str, as_json: Json = False) -> None:
     """Print a new API token of an account, once; it takes the place of the last one."""
     from genrec.console.accounts import Accounts

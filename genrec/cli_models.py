@@ -4,14 +4,15 @@ from typing import Annotated
 
 import typer
 
-from genrec.terminal import Json, now, open_workspace, run_flow, show
+from genrec.completion import RequestId
+from genrec.terminal import Json, example, now, open_workspace, run_flow, show
 
 models_app = typer.Typer(no_args_is_help=True, help="Registered model versions.")
 lineage_app = typer.Typer(no_args_is_help=True, help="Which versions know a request; what made a version.")
 purge_app = typer.Typer(no_args_is_help=True, help="Old versions that still hold what was forgotten.")
 
 
-@models_app.command("list")
+@models_app.command("list", epilog=example("genrec models list"))
 def models_list(as_json: Json = False) -> None:
     """Registered versions, newest first."""
     from genrec.night import open_registry
@@ -25,7 +26,7 @@ def models_list(as_json: Json = False) -> None:
     show([v.as_dict() for v in versions], as_json, rows, "versions")
 
 
-@models_app.command("rollback")
+@models_app.command("rollback", epilog=example("genrec models rollback 3 --reapply"))
 def models_rollback(
     to: Annotated[str | None, typer.Argument(help="version; default: the alias `previous`")] = None,
     reapply: Annotated[
@@ -42,8 +43,8 @@ def models_rollback(
         show(rollback(held, to, now=now(), reapply=reapply), as_json)
 
 
-@lineage_app.command("request")
-def lineage_request(request_id: str, as_json: Json = False) -> None:
+@lineage_app.command("request", epilog=example("genrec lineage request r-0123456789abcdef"))
+def lineage_request(request_id: RequestId, as_json: Json = False) -> None:
     """Which versions may know what a request is about, and which are free of it."""
     from genrec.lineage import of_request
 
@@ -60,7 +61,7 @@ def lineage_request(request_id: str, as_json: Json = False) -> None:
     show(None, False, rows, "versions")
 
 
-@lineage_app.command("version")
+@lineage_app.command("version", epilog=example("genrec lineage version champion"))
 def lineage_version(version: str, as_json: Json = False) -> None:
     """What made a version (requests, parents, data, code, backbone, gates) and what it is free of."""
     from genrec.lineage import of_version
@@ -77,7 +78,7 @@ def _version_row(one: dict) -> dict:
     return {name: one.get(name) for name in ("version", "method", "batch_id", "purged_at")}
 
 
-@purge_app.command("list")
+@purge_app.command("list", epilog=example("genrec purge list"))
 def purge_list(as_json: Json = False) -> None:
     """What still holds what was forgotten, and from when it is removed. Changes nothing."""
     workspace = open_workspace()
@@ -89,7 +90,7 @@ def purge_list(as_json: Json = False) -> None:
     show(told, as_json, _purge_rows(told), "old versions that hold what was forgotten")
 
 
-@purge_app.command("run")
+@purge_app.command("run", epilog=example("genrec purge run"))
 def purge_run(as_json: Json = False) -> None:
     """List what is new and remove what is due."""
     open_workspace()

@@ -4,14 +4,15 @@ from typing import Annotated
 
 import typer
 
+from genrec.completion import RequestId
 from genrec.config import workspace as current_workspace
 from genrec.environment import prepare_environment
-from genrec.terminal import Json, now, open_workspace, run_flow, show
+from genrec.terminal import Json, coloured, example, now, open_workspace, run_flow, show
 
 operate_app = typer.Typer()
 
 
-@operate_app.command()
+@operate_app.command(epilog=example("genrec deploy"))
 def deploy(as_json: Json = False) -> None:
     """Make pools, deployments and automations on the Prefect server of PREFECT_API_URL. Safe to repeat."""
     workspace = open_workspace()
@@ -20,7 +21,7 @@ def deploy(as_json: Json = False) -> None:
     show(make(workspace), as_json)
 
 
-@operate_app.command()
+@operate_app.command(epilog=example("genrec check"))
 def check(as_json: Json = False) -> None:
     """Send the alerts that stand to GENREC_ALERT_WEBHOOK, each once, and wake a night for overdue requests."""
     open_workspace()
@@ -29,7 +30,7 @@ def check(as_json: Json = False) -> None:
     show(run_flow(flow), as_json)
 
 
-@operate_app.command()
+@operate_app.command(epilog=example("genrec alerts"))
 def alerts(as_json: Json = False) -> None:
     """The alerts that stand now, sent or not."""
     from dataclasses import asdict
@@ -40,9 +41,9 @@ def alerts(as_json: Json = False) -> None:
     show(found, as_json, [{k: one[k] for k in ("kind", "text")} for one in found], "alerts")
 
 
-@operate_app.command()
+@operate_app.command(epilog=example("genrec breach r-0123456789abcdef --reason 'file was public'"))
 def breach(
-    request_id: str,
+    request_id: RequestId,
     reason: Annotated[str, typer.Option(help="what happened, without names; kept in the audit chain")],
     as_json: Json = False,
 ) -> None:
@@ -58,7 +59,7 @@ def breach(
     show(facts if as_json else {k: facts[k] for k in ("id", "state", "due_at")}, as_json)
 
 
-@operate_app.command()
+@operate_app.command(epilog=example("genrec serve --port 8090"))
 def serve(
     host: Annotated[str, typer.Option(help="the address to listen on; there is no login")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535)] = 8080,
@@ -68,14 +69,15 @@ def serve(
     workspace = open_workspace()
     import uvicorn
 
-    from genrec.server import make_app
+    from genrec.server import listening_socket, make_app
 
-    app = make_app(workspace)
-    show({"url": f"http://{host}:{port}"}, as_json)
-    uvicorn.run(app, host=host, port=port, log_level="warning", access_log=False)
+    with listening_socket(host, port) as taken:
+        config = uvicorn.Config(make_app(workspace), log_level="warning", access_log=False)
+        show({"url": f"http://{host}:{port}"}, as_json)
+        uvicorn.Server(config).run(sockets=[taken])
 
 
-@operate_app.command()
+@operate_app.command(epilog=example("genrec doctor"))
 def doctor(as_json: Json = False) -> None:
     """Check every part of the workspace, one line each with what to do; exit code 1 when something is broken."""
     from dataclasses import asdict
@@ -90,6 +92,6 @@ def doctor(as_json: Json = False) -> None:
         show(rows, True)
     else:
         for one in found:
-            typer.echo(f"{one.state:8}{one.part:11}{one.says}" + (f". {one.remedy}." if one.remedy else ""))
+            typer.echo(f"{coloured(one.state)}{one.part:11}{one.says}" + (f". {one.remedy}." if one.remedy else ""))
     if any(one.state == "broken" for one in found):
         raise typer.Exit(1)

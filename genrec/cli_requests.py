@@ -4,7 +4,8 @@ from typing import Annotated
 
 import typer
 
-from genrec.terminal import Json, now, open_workspace, show
+from genrec.completion import Concept, RequestId
+from genrec.terminal import Json, example, now, open_workspace, show
 
 forget_app = typer.Typer(no_args_is_help=True, help="Ask to forget a user, a concept, an item or one interaction.")
 requests_app = typer.Typer(no_args_is_help=True, help="The queue of forget requests.")
@@ -32,7 +33,7 @@ def _forget(kind: str, as_json: bool, key: str | None, verifier: str, how: str, 
     show(facts if as_json else {k: facts[k] for k in ("id", "kind", "label", "state", "due_at")}, as_json)
 
 
-@forget_app.command("user")
+@forget_app.command("user", epilog=example("genrec forget user 4711 --verifier desk --how 'signed in'"))
 def forget_user(
     user_id: str, key: Key = None, verifier: Verifier = "operator", how: How = "not recorded",
     dry_run: DryRun = False, as_json: Json = False,
@@ -41,16 +42,16 @@ def forget_user(
     _forget("user", as_json, key, verifier, how, dry_run, user_id=user_id)
 
 
-@forget_app.command("concept")
+@forget_app.command("concept", epilog=example("genrec forget concept Horror --dry-run"))
 def forget_concept(
-    concept: str, key: Key = None, verifier: Verifier = "operator", how: How = "not recorded",
+    concept: Concept, key: Key = None, verifier: Verifier = "operator", how: How = "not recorded",
     dry_run: DryRun = False, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Forget every item that carries a tag; its items are not shown from now on."""
     _forget("concept", as_json, key, verifier, how, dry_run, concept=concept)
 
 
-@forget_app.command("item")
+@forget_app.command("item", epilog=example("genrec forget item i0026 --key ticket-812"))
 def forget_item(
     item_id: str, key: Key = None, verifier: Verifier = "operator", how: How = "not recorded",
     dry_run: DryRun = False, as_json: Json = False,
@@ -59,7 +60,7 @@ def forget_item(
     _forget("item", as_json, key, verifier, how, dry_run, item_id=item_id)
 
 
-@forget_app.command("interaction")
+@forget_app.command("interaction", epilog=example("genrec forget interaction 4711 i0026"))
 def forget_interaction(
     user_id: str, item_id: str, key: Key = None, verifier: Verifier = "operator", how: How = "not recorded",
     dry_run: DryRun = False, as_json: Json = False,
@@ -74,7 +75,7 @@ def _ledger():
     return open_ledger(open_workspace())
 
 
-@requests_app.command("list")
+@requests_app.command("list", epilog=example("genrec requests list --overdue"))
 def requests_list(
     state: Annotated[str | None, typer.Option(help="only requests in this state")] = None,
     overdue: Annotated[bool, typer.Option("--overdue", help="only open requests past their due date")] = False,
@@ -86,31 +87,33 @@ def requests_list(
     show(rows, as_json, [{c: row[c] for c in columns} for row in rows], "requests")
 
 
-@requests_app.command("show")
-def requests_show(request_id: str, as_json: Json = False) -> None:
+@requests_app.command("show", epilog=example("genrec requests show r-0123456789abcdef"))
+def requests_show(request_id: RequestId, as_json: Json = False) -> None:
     """One request."""
     show(_ledger().get(request_id).as_dict(), as_json)
 
 
-@requests_app.command("extend")
-def requests_extend(request_id: str, reason: Reason, as_json: Json = False) -> None:
+@requests_app.command(
+    "extend", epilog=example("genrec requests extend r-0123456789abcdef --reason 'three systems to search'")
+)
+def requests_extend(request_id: RequestId, reason: Reason, as_json: Json = False) -> None:
     """Move the due date, once and before it has passed, by requests.extension_days; tell the requester the reason."""
     show(_ledger().extend(request_id, now=now(), reason=reason).as_dict(), as_json)
 
 
-@requests_app.command("hold")
-def requests_hold(request_id: str, reason: Reason, as_json: Json = False) -> None:
+@requests_app.command("hold", epilog=example("genrec requests hold r-0123456789abcdef --reason 'identity in doubt'"))
+def requests_hold(request_id: RequestId, reason: Reason, as_json: Json = False) -> None:
     """Keep a request out of the next nights; its items stay hidden and its due date stays."""
     show(_ledger().hold(request_id, now=now(), reason=reason).as_dict(), as_json)
 
 
-@requests_app.command("release")
-def requests_release(request_id: str, as_json: Json = False) -> None:
+@requests_app.command("release", epilog=example("genrec requests release r-0123456789abcdef"))
+def requests_release(request_id: RequestId, as_json: Json = False) -> None:
     """End a hold."""
     show(_ledger().release(request_id, now=now()).as_dict(), as_json)
 
 
-@requests_app.command("cancel")
-def requests_cancel(request_id: str, reason: Reason = "withdrawn", as_json: Json = False) -> None:
+@requests_app.command("cancel", epilog=example("genrec requests cancel r-0123456789abcdef --reason withdrawn"))
+def requests_cancel(request_id: RequestId, reason: Reason = "withdrawn", as_json: Json = False) -> None:
     """Withdraw a request that is not running yet."""
     show(_ledger().cancel(request_id, now=now(), reason=reason).as_dict(), as_json)

@@ -8,7 +8,7 @@ import typer
 
 from genrec.config import Settings
 from genrec.errors import DataError
-from genrec.terminal import Json, now, open_workspace, show
+from genrec.terminal import Json, example, now, open_workspace, show
 
 sid_app = typer.Typer(no_args_is_help=True, help="Semantic IDs.")
 
@@ -16,7 +16,7 @@ SHOWN = 20
 """Moved items that are printed; --json has all."""
 
 
-@sid_app.command("report")
+@sid_app.command("report", epilog=example("genrec sid report --data ../other-shop"))
 def sid_report(
     data: Annotated[
         Path | None, typer.Option(help="another workspace, or a published SID file (.json, .json.gz)")
@@ -52,7 +52,7 @@ def _published(file: Path) -> dict:
     return quality_report(read_published(file), {})
 
 
-@sid_app.command("diff")
+@sid_app.command("diff", epilog=example("genrec sid diff previous champion"))
 def sid_diff(
     before: Annotated[str, typer.Argument(help="version, alias or bundle folder")],
     after: Annotated[str, typer.Argument(help="version, alias or bundle folder")],
@@ -73,7 +73,7 @@ def sid_diff(
         typer.echo(f"... and {len(told['moved']) - SHOWN} more: --json.")
 
 
-@sid_app.command("append")
+@sid_app.command("append", epilog=example("genrec sid append"))
 def sid_append(as_json: Json = False) -> None:
     """Give the prepared catalogue's new items SIDs in the champion, without training and without moving others."""
     workspace = open_workspace()

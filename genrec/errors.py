@@ -3,9 +3,21 @@
 import difflib
 from collections.abc import Iterable
 
+EXIT_CODES = {
+    0: "done",
+    1: "refused or failed: the last line of standard error says what to do",
+    2: "wrong usage: no such command, option or value",
+    3: "the night ended without a new champion: the report says why, and its requests wait for the next night",
+    4: "an outage of the database, MLflow, the disk or a worker: the same command, run again, goes on where it stopped",
+    130: "interrupted (Ctrl-C): as an outage",
+}
+"""What the command line returns."""
+
 
 class GenrecError(Exception):
-    """Base of every error that is the user's to fix; the CLI prints it as one line and exits with 1."""
+    """Base of every error that is the user's to fix; the CLI prints it as one line and exits with `exit_code`."""
+
+    exit_code = 1
 
 
 class DataError(GenrecError):
@@ -47,9 +59,13 @@ class ServingError(GenrecError):
 class NightError(GenrecError):
     """A night ended without a new champion; the ledger has closed it and holds why."""
 
+    exit_code = 3
+
 
 class OutageError(GenrecError):
     """The database, MLflow, a GPU worker or the disk gave out: a night breaks off as it is, and the next goes on."""
+
+    exit_code = 4
 
 
 class TrainingError(GenrecError):

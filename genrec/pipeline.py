@@ -18,14 +18,19 @@ from genrec.data.files import write_json
 from genrec.errors import DataError
 
 
+def require_data(workspace: Workspace) -> None:
+    """Raises DataError where no source has been fetched."""
+    if not workspace.data.exists():
+        raise DataError("No data/ in this workspace. Fetch a source first: genrec data fetch simulated.")
+
+
 def prepare(workspace: Workspace) -> dict:
     """data/ -> prepared/."""
     from dataclasses import asdict
 
     from genrec.data.prepare import prepare as run
 
-    if not workspace.data.exists():
-        raise DataError("No data/ in this workspace. Fetch a source first: genrec data fetch simulated.")
+    require_data(workspace)
     return asdict(run(workspace.data, workspace.prepared, workspace.params(), workspace.pseudonym_key()))
 
 
@@ -54,7 +59,7 @@ def embed(workspace: Workspace) -> dict:
     from genrec.sid.embed import embed_texts
 
     dataset = load_dataset(workspace.prepared)
-    embeddings = embed_texts(dataset.texts, workspace.params().embed, progress=True)
+    embeddings = embed_texts(dataset.texts, workspace.params().embed)
     workspace.artefacts.mkdir(exist_ok=True)
     save_file({"embeddings": embeddings}, workspace.artefacts / "embeddings.safetensors")
     return {"items": embeddings.shape[0], "dimensions": embeddings.shape[1]}
@@ -112,7 +117,7 @@ def backbone(workspace: Workspace) -> dict:
     started = time.perf_counter()
     trained, curve = train_backbone(
         table, load_embeddings(workspace), params, titles,
-        checkpoint=workspace.var / "checkpoints" / "backbone.safetensors", progress=True,
+        checkpoint=workspace.var / "checkpoints" / "backbone.safetensors",
     )  # fmt: skip
     if is_main_process():
         save_backbone(trained, workspace.artefacts / "backbone")
@@ -144,7 +149,7 @@ def train(workspace: Workspace) -> dict:
     started = time.perf_counter()
     adapter, curve = train_adapter(
         base, rows, table, params,
-        checkpoint=workspace.var / "checkpoints" / "adapter.safetensors", progress=True, watch=health.watch(),
+        checkpoint=workspace.var / "checkpoints" / "adapter.safetensors", watch=health.watch(),
     )  # fmt: skip
     seconds = round(time.perf_counter() - started, 1)
     if not is_main_process():

@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
@@ -123,6 +124,7 @@ class Registry:
         mlflow = self._mlflow
         with (
             redirect_stderr(StringIO()),  # MLflow prints what it does; failures are exceptions
+            warnings.catch_warnings(action="ignore"),
             mlflow.start_run(
                 experiment_id=self._experiment,
                 run_name=f"{tags.get('method', 'base')} {tags.get('batch_id', '')}".strip(),

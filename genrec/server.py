@@ -9,6 +9,7 @@ over, and one that does not load leaves the old one serving. There is no login a
 address is 127.0.0.1 unless it is put behind something that knows who asks.
 """
 
+import socket
 from dataclasses import dataclass
 
 from fastapi import FastAPI, Request, Response
@@ -20,7 +21,7 @@ from starlette.exceptions import HTTPException
 from torch import nn
 
 from genrec.config import Workspace
-from genrec.errors import BundleError, ServingError
+from genrec.errors import BundleError, ConfigError, ServingError
 from genrec.models.bundle import Bundle
 from genrec.night import open_registry
 from genrec.refreshed import Refreshed
@@ -30,6 +31,18 @@ from genrec.serving import recommend
 
 MAX_BYTES, MAX_HISTORIES, MAX_K = 2**20, 256, 100
 USAGE = 'Send POST /recommend {"histories": [["item id", ...], ...], "k": 10}.'
+
+
+def listening_socket(host: str, port: int) -> socket.socket:
+    """A socket on which a server can be started. Raises ConfigError where the address cannot be had."""
+    try:
+        (family, *_), *_ = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        return socket.create_server((host, port), family=family)
+    except OSError as error:
+        raise ConfigError(
+            f"Port {port} of {host} is not to be had: {error.strerror}. Stop what listens there, or choose another "
+            "with --port."
+        ) from error
 
 
 class Asked(Section):

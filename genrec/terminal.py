@@ -1,6 +1,7 @@
-"""What the commands share: the workspace, a flow in this process, and how results look (JSON, lines or a table)."""
+"""What the commands share: the workspace, a flow in this process, and how results, notes and errors look."""
 
 import json
+import logging
 import os
 import sys
 from datetime import UTC, datetime
@@ -8,11 +9,67 @@ from typing import Annotated, Any
 
 import typer
 
+from genrec.bars import QUIET
 from genrec.config import Workspace
 from genrec.config import workspace as current_workspace
 from genrec.environment import prepare_environment
+from genrec.errors import GenrecError, OutageError
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+DEBUG = "GENREC_DEBUG"
+COLOURS = {"ok": "green", "warning": "yellow", "broken": "bold red"}
+
+
+def _only_json(as_json: bool) -> bool:
+    if as_json:
+        os.environ[QUIET] = "1"
+    return as_json
+
+
+Json = Annotated[
+    bool, typer.Option("--json", help="Print JSON instead of text, and nothing beside it.", callback=_only_json)
+]
+
+
+def example(command: str) -> str:
+    """The end of a command's help: what somebody would type. A test parses it."""
+    return f"Example: {command}"
+
+
+def note(line: str) -> None:
+    """Say on standard error what is going on; nothing where only the result is wanted."""
+    if not os.environ.get(QUIET):
+        typer.echo(line, err=True)
+
+
+def fail(error: Exception) -> int:
+    """Print one line about `error`; the exit code. Raises it again where a stack trace is wanted."""
+    if os.environ.get(DEBUG):
+        raise error
+    name, says, code = type(error).__name__, str(error), 1
+    if isinstance(error, GenrecError):
+        code = error.exit_code
+    elif isinstance(error, OSError) and error.filename is not None:
+        says = f"{error.filename}: {error.strerror}. Correct its owner, its mode or the path, or set GENREC_HOME."
+    else:
+        says = f"{says.strip().splitlines()[0] if says.strip() else 'no message'}. This is a fault of genrec: "
+        says += "`genrec --debug` shows where, please report it."
+    from rich.console import Console
+    from rich.text import Text
+
+    line = Text.assemble((name, "bold red"), f": {says}")
+    Console(stderr=True).print(line, soft_wrap=True)
+    return code
+
+
+def coloured(state: str) -> str:
+    """`state` of a check in eight columns, in its colour on a terminal."""
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(file=sys.stdout)
+    with console.capture() as captured:
+        console.print(Text(f"{state:8}", COLOURS[state]), end="")
+    return captured.get()
 
 
 def open_workspace() -> Workspace:
@@ -30,11 +87,22 @@ def now() -> datetime:
 
 
 def run_flow(flow, **parameters):
-    """Run a flow in this process, without the heartbeat thread that a worker's run has."""
+    """Run a flow in this process, without the heartbeat thread that a worker's run has.
+
+    Raises OutageError when the Prefect server of PREFECT_API_URL is not there.
+    """
     from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
+    logging.getLogger("EventsWorker").setLevel(logging.CRITICAL)  # it says how much it still has to send at the end
     with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
-        return flow(**parameters)
+        try:
+            return flow(**parameters)
+        except RuntimeError as error:
+            if "Failed to reach API" not in str(error):
+                raise
+            raise OutageError(
+                f"Prefect does not answer: {error} Start it (prefect server start), or unset PREFECT_API_URL."
+            ) from error
 
 
 def show(value: Any, as_json: bool, rows: list[dict] | None = None, title: str = "") -> None:

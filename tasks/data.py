@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from prefect.runtime import flow_run
 
 from genrec import night as steps
 from genrec import pipeline
+from genrec.bars import QUIET
 from genrec.config import Workspace
 from genrec.data.sources import FetchReport, fetch
 from genrec.data.version import data_version
@@ -22,6 +24,8 @@ from genrec.requests.store import open_ledger
 from tasks.gpu import on_gpu
 from tasks.options import LONG, SAFE
 
+STAGE_ERROR = re.compile(r"[A-Z]\w+(Error|Failed): ")
+"""The one line that a stage of genrec ends with when it fails."""
 DVC_TRIES = 20  # seven minutes in all: the DVC command of a night that was killed goes on without it
 DVC_BUSY = ("Unable to acquire lock", "is busy, it is being blocked by")
 """What DVC says while another command holds the repository, or a path it reads or writes."""
@@ -30,11 +34,13 @@ DVC_BUSY = ("Unable to acquire lock", "is busy, it is being blocked by")
 def dvc(workspace: Workspace, *arguments: str, quiet: bool = True) -> None:
     """Run DVC in the workspace, in its own process group that dies with us; a busy lock is tried again.
 
-    Raises DataError with the last lines DVC printed.
+    quiet: what it prints, and the bars of its stages, are not shown; as with --quiet. Raises DataError with the error
+    of the stage that failed, or the last line DVC printed.
     """
+    quiet = quiet or bool(os.environ.get(QUIET))
     command = [sys.executable, "-m", "dvc", *arguments]  # its --quiet would hide errors too
     path = os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", "")])
-    environment = {**os.environ, "PATH": path, "GENREC_HOME": str(workspace.root)}
+    environment = {**os.environ, "PATH": path, "GENREC_HOME": str(workspace.root)} | ({QUIET: "1"} if quiet else {})
     for attempt in range(DVC_TRIES):
         process = subprocess.Popen(
             command, cwd=workspace.root, env=environment, start_new_session=True,
@@ -51,8 +57,9 @@ def dvc(workspace: Workspace, *arguments: str, quiet: bool = True) -> None:
         if not any(busy in said for busy in DVC_BUSY):
             break
         time.sleep(2.0 * (attempt + 1))
+    own = [line for line in said.splitlines() if STAGE_ERROR.match(line)] or said.splitlines()[-1:]
     raise DataError(
-        f"`dvc {' '.join(arguments)}` failed ({process.returncode}): {said[-1500:] or 'see its output above'}"
+        f"`dvc {' '.join(arguments)}` failed ({process.returncode}): {own[-1] if own else 'see its output above'}"
     )
 
 

@@ -1,6 +1,9 @@
 """Shared by all tests: quiet tools, and workspaces small enough for minutes."""
 
+import fcntl
 import os
+import shutil
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +14,7 @@ import pytest
 from genrec.config import Params
 from genrec.environment import QUIET
 from genrec.workspace import params_yaml
+from tests import commands
 from tests.browser import chromium
 from tests.postgres import server
 
@@ -32,16 +36,10 @@ TINY = {
 
 
 def genrec(home: Path, *arguments: str, check: bool = True, **environment: str) -> subprocess.CompletedProcess:
-    """Run the real command line in the workspace `home`."""
+    """Run the real command line in the workspace `home`, in a process of its own."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    result = subprocess.run(
-        [sys.executable, "-m", "genrec.cli", *arguments],
-        env={**os.environ, "PATH": path, "GENREC_HOME": str(home), **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=home,
-    )
+    own = {**os.environ, "PATH": path, "GENREC_HOME": str(home), **environment}
+    result = commands.run(list(arguments), home, own)
     assert not check or result.returncode == 0, f"{arguments}: {result.stdout}\n{result.stderr}"
     return result
 
@@ -57,6 +55,19 @@ def make_workspace(home: Path) -> Path:
 def set_params(home: Path, **sections) -> None:
     """Write the tiny parameters, with some sections replaced."""
     (home / "params.yaml").write_text(params_yaml(Params.model_validate({**TINY, **sections})))
+
+
+def copied(source: Path, home: Path) -> None:
+    """A workspace of its own: MLflow writes the absolute paths of artefacts into its database."""
+    shutil.copytree(source, home)
+    with sqlite3.connect(home / "mlruns" / "mlflow.db") as database:
+        for (table,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall():
+            for _, column, *_ in database.execute(f'PRAGMA table_info("{table}")').fetchall():
+                new = f'"{column}" = replace("{column}", :old, :new)'
+                database.execute(
+                    f'UPDATE "{table}" SET {new} WHERE instr("{column}", :old)',
+                    {"old": f"{source}/", "new": f"{home}/"},
+                )
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -82,7 +93,19 @@ def browser():
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory) -> Path:
-    """A workspace with a base model as champion. Tests that change it must work on a copy (see `copy_of`)."""
-    home = make_workspace(tmp_path_factory.mktemp("trained") / "shop")
-    genrec(home, "train")
+    """A workspace with a base model as champion. Tests that change it must work on a copy (see `copied`).
+
+    The first of pytest's processes makes it; each has a copy of it.
+    """
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+    made = shared / "made" / "shop"
+    with (shared / "made.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (made.parent / "done").exists():
+            made.parent.mkdir()
+            genrec(make_workspace(made), "train")
+            (made.parent / "done").touch()
+    copied(made, home := tmp_path_factory.mktemp("trained") / "shop")
     return home

@@ -33,7 +33,7 @@ import psutil
 
 from genrec.pipeline import code_version
 from tests.boundaries import watch
-from tests.conftest import TINY, genrec, make_workspace, set_params
+from tests.conftest import TINY, copied, genrec, make_workspace, set_params
 from tests.night_end import broken_rules, end_state, stands
 from tests.servers import prefect_server
 
@@ -80,19 +80,6 @@ def shop(trained: Path, home: Path, *concepts: str) -> Shop:
     for concept in concepts:
         genrec(home, "forget", "concept", concept)
     return Shop(home, person)
-
-
-def copied(source: Path, home: Path) -> None:
-    """A workspace of its own: MLflow writes the absolute paths of artefacts into its database."""
-    shutil.copytree(source, home)
-    with sqlite3.connect(home / "mlruns" / "mlflow.db") as database:
-        for (table,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall():
-            for _, column, *_ in database.execute(f'PRAGMA table_info("{table}")').fetchall():
-                new = f'"{column}" = replace("{column}", :old, :new)'
-                database.execute(
-                    f'UPDATE "{table}" SET {new} WHERE instr("{column}", :old)',
-                    {"old": f"{source}/", "new": f"{home}/"},
-                )
 
 
 def night(shop: Shop, boundary: Boundary | None, answer: Path) -> None:

@@ -5,7 +5,12 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
+import typer
+
+from genrec.cli import app
+
 ROOT = Path(__file__).parents[1]
+ROOT_COMMAND = typer.main.get_command(app)
 FENCE = re.compile(r"^```(\w*) ?(?:title=\"([^\"\n]+)\")?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -35,3 +40,13 @@ def commands(text: str) -> list[list[str]]:
             else:
                 found[-1].append(word)
     return [words for words in found if words]
+
+
+def parse(words: list[str]) -> None:
+    """Parse a `genrec` command as the command line would, without running it; raises a usage error."""
+    command, rest = ROOT_COMMAND, words[1:]
+    while hasattr(command, "commands") and not (command.invoke_without_command and (rest or ["-"])[0][0] == "-"):
+        assert rest, f"{' '.join(words)} is a group, not a command"
+        assert rest[0] in command.commands, f"{' '.join(words)}: no command {rest[0]!r}"
+        command, rest = command.commands[rest[0]], rest[1:]
+    command.make_context(words[0], list(rest))

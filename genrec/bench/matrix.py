@@ -12,6 +12,7 @@ from genrec.config import Params
 from genrec.errors import ConfigError, unknown
 from genrec.evaluation.rules import rules
 from genrec.plugins import Plugin
+from genrec.progress import tracked
 from genrec.unlearning import METHODS, plugins
 
 
@@ -45,7 +46,7 @@ def fill(
     """The record of every method on every erasure; those on disk are read, the others measured and written."""
     records, code, everything = [], code_hash(), check_methods(methods)
     done: set[tuple[bytes, bytes]] = set()
-    for erasure in erasures:
+    for erasure in tracked("erasures", erasures):
         case, what = Case(bench, erasure), (erasure.users.tobytes(), erasure.items.tobytes())
         again = what in done  # the original and the retrained model do not depend on a method's seed
         done.add(what)

@@ -21,6 +21,7 @@ from genrec.bench.cells import code_hash, content_key, kept
 from genrec.evaluation.ranking import TOP, Cases, Ranking, held_out, rank, rank_scores, validation_cases
 from genrec.evaluation.statistics import Bootstrap, Measure
 from genrec.models.adapter import adapted_model
+from genrec.progress import tracked
 from genrec.rivals import RIVALS, SEEDED, check_rivals
 from genrec.training.base import train_adapter, train_whole
 from genrec.training.rows import trained_rows
@@ -55,7 +56,7 @@ class Fitted:
 def run(bench: Bench, order: Order, device: torch.device, say: Callable[[str], None]) -> dict:
     """All models on all seeds, JSON-ready. Cells lie in the bench's folder, and those that are there are read."""
     cases, code, records = held_out(bench.dataset), code_hash(), []
-    for name in order.models:
+    for name in tracked("models", order.models):
         seeds = order.seeds if name in (SERVED, WHOLE, *SEEDED) else 1
         for seed in range(bench.params.seed, bench.params.seed + seeds):
             path = bench.folder / "quality" / f"{cell_key(bench, name, seed, code)}.json"

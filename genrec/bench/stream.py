@@ -23,6 +23,7 @@ from genrec.evaluation.ranking import TOP, Ranking, rank, target_nll
 from genrec.evaluation.statistics import mean, ratio
 from genrec.models.adapter import combine
 from genrec.models.bundle import Bundle
+from genrec.progress import tracked
 from genrec.unlearning import Problem, method
 
 
@@ -121,7 +122,7 @@ def run_stream(
     erased, (retrained, retrain_s) = stream.final.erased, stream.final.retrained
     before = measure(erased, bench.bundle, [])
     bundle, rows, first = bench.bundle, [], None
-    for night in stream.nights:
+    for night in tracked("nights", stream.nights):
         bundle, seconds = stream.run_night(bundle, night, user_method, concept_method)
         first = first or bundle
         ranking = rank(bundle, bundle.model(), erased.cases)

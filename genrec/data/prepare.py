@@ -5,6 +5,7 @@ erasing and then preparing gives what erasing from the prepared rows gives, and 
 """
 
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -118,6 +119,33 @@ def _rows(tables: Tables, params: Params) -> tuple[pa.Table, dict[str, int]]:
         connection.disconnect()
     outside = (delivered - inside) + (distinct - left)
     return rows, {"duplicates": int(inside - distinct), "outside": int(outside), "rounds": rounds}
+
+
+@dataclass(frozen=True)
+class Core:
+    """How much the `k`-core of a table of interactions keeps."""
+
+    k: int
+    rows: int
+    users: int
+    items: int
+
+
+def cores(interactions: pa.Table, ks: Iterable[int]) -> list[Core]:
+    """The k-core of `interactions` for each of `ks`, as `prepare` would take it."""
+    import ibis
+
+    found = []
+    for k in ks:
+        connection = ibis.duckdb.connect()
+        try:
+            rows = connection.create_table("delivered", ibis.memtable(interactions))
+            rows, _ = _k_core(connection, rows.select("user_id", "item_id").distinct(), k)
+            counts = (rows.count(), rows.user_id.nunique(), rows.item_id.nunique())
+            found.append(Core(k, *(int(count.execute()) for count in counts)))
+        finally:
+            connection.disconnect()
+    return found
 
 
 def _k_core(connection, rows, k: int):

@@ -27,6 +27,7 @@ from genrec.data.tables import (
     SCHEMAS,
     Tables,
     read_tables,
+    refuse_empty,
     repeated_rows,
     rows_text,
     table_file,
@@ -166,6 +167,7 @@ def _files(source_dir: Path) -> list[Path]:
 def _checked(source_dir: Path) -> Tables:
     """The two tables in a folder. Raises DataError where something is wrong with them that would go unseen later."""
     tables, files = read_tables(source_dir), _files(source_dir)
+    refuse_empty(tables)
     if len(late := unordered_rows(tables.interactions)):
         raise DataError(
             f"{files[0].name}: {rows_text(late)}: older than an earlier row of the same user. "

@@ -36,6 +36,7 @@ PINS = {"interactions": pa.field("split", pa.string()), "items": pa.field("catal
 PREPARED = SCHEMAS["interactions"].append(pa.field("position", pa.int64())).append(PINS["interactions"])
 SPLITS = ("train", "valid", "test", "holdout", "outside")
 FORMATS = ("csv", "parquet")
+TIMES = "Write a time as seconds since 1970, or as any whole number that puts a user's rows in order."
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,9 @@ def table_file(directory: Path, name: str) -> Path:
     """The one file of table `name` ("interactions" or "items"). Raises DataError when there is none, or two."""
     found = [path for suffix in FORMATS if (path := directory / f"{name}.{suffix}").is_file()]
     if not found:
-        raise DataError(f"{directory} has no {name}.csv and no {name}.parquet. Both tables are needed: see tables.py.")
+        raise DataError(
+            f"{directory} has no {name}.csv and no {name}.parquet. Both tables are needed (docs/reference/tables.md)."
+        )
     if len(found) > 1:
         raise DataError(f"{directory} has both {found[0].name} and {found[1].name}. Remove the one that is not meant.")
     return found[0]
@@ -85,6 +88,13 @@ def write_tables(tables: Tables, directory: Path, format: str = "csv") -> None:
         else:
             text = _as_csv(table)
             write_atomically(directory / f"{name}.csv", lambda file, text=text: pacsv.write_csv(text, file))
+
+
+def refuse_empty(tables: Tables) -> None:
+    """Raises DataError where one of the tables has no rows."""
+    for name, table in (("interactions", tables.interactions), ("items", tables.items)):
+        if not len(table):
+            raise DataError(f"The table {name} has no rows. Every user and every item needs a few interactions.")
 
 
 def unordered_rows(interactions: pa.Table) -> np.ndarray:
@@ -125,7 +135,12 @@ def _read(path: Path, name: str) -> pa.Table:
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         # A parse error quotes the whole row, which holds a user id.
         reason = printable(re.sub(r"(?s)(?<=got )(\d+): .*", r"\1", str(error)), 200)
-        raise DataError(f"{path.name} cannot be read: {reason}. Write it as UTF-8 CSV or as Parquet.") from error
+        remedy = "Write it as UTF-8 CSV or as Parquet"
+        if "invalid UTF8" in reason:
+            remedy += f": iconv -f CP1252 -t UTF-8 {path.name}, with the encoding it has"
+        raise DataError(f"{path.name} cannot be read: {reason}. {remedy}.") from error
+    if len(names) == 1 and (other := next((mark for mark in ";\t" if mark in names[0]), None)):
+        raise DataError(f"{path.name} has {other!r} between its columns. Write it with commas.")
     if sorted(names) not in (sorted(schema.names), sorted([*schema.names, pin.name])):
         missing = sorted(set(schema.names) - set(names))
         extra = sorted(set(names) - {*schema.names, pin.name})
@@ -157,7 +172,8 @@ def _column(column: pa.Array, field: pa.Field, file: str) -> pa.Array:
         return _concepts(column, where)
     if not _castable(column.type, field.type):
         found = printable(str(column.type))
-        raise DataError(f"{where} has type {found}; expected {field.type}. Write it with that type.")
+        remedy = TIMES if field.name == "timestamp" else "Write it with that type."
+        raise DataError(f"{where} has type {found}; expected {field.type}. {remedy}")
     if field.name == "rating" and pa.types.is_string(column.type):
         column = pc.if_else(pc.equal(column, ""), None, column)
     try:
@@ -165,7 +181,8 @@ def _column(column: pa.Array, field: pa.Field, file: str) -> pa.Array:
     except pa.ArrowInvalid as error:
         bad = list(islice((i for i, value in enumerate(column) if not _parses(value, field.type)), 4))
         quoted = ", ".join(printable(repr(column[i].as_py()), 40) for i in bad[:3])
-        raise DataError(f"{where}: {quoted} in {rows_text(bad)} is not {field.type}. Correct the values.") from error
+        remedy = TIMES if field.name == "timestamp" else "Correct the values."
+        raise DataError(f"{where}: {quoted} in {rows_text(bad)} is not {field.type}. {remedy}") from error
     if field.name in ("title", "text"):
         return values.fill_null("")
     if field.name == "rating":

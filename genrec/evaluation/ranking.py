@@ -15,6 +15,7 @@ from genrec.errors import DataError
 from genrec.evaluation.statistics import Bootstrap, Measure, mean
 from genrec.models.beam import beam_search, by_length, encode_histories, exact_scores
 from genrec.models.bundle import Bundle
+from genrec.progress import tracked
 from genrec.training.rows import Row, token_nll
 
 TOP = 10
@@ -116,7 +117,7 @@ def rank(bundle: Bundle, model: nn.Module, cases: Cases, exact: bool = False) ->
     beam, device = max(TOP, decoding.beam), next(model.parameters()).device
     top = np.full((len(cases.targets), TOP), -1, np.int64)
     place = np.full(len(cases.targets), -1, np.int64)
-    for part in by_length(cases.histories, window, decoding.batch_size):
+    for part in tracked("ranking", by_length(cases.histories, window, decoding.batch_size)):
         prompts = encode_histories([cases.histories[i] for i in part], bundle.table, window).to(device)
         if exact:
             items = exact_scores(model, prompts, bundle.table).topk(min(beam, bundle.index.items), dim=1).indices
@@ -147,7 +148,7 @@ def rank_scores(scores: Callable[[Sequence[np.ndarray]], np.ndarray], cases: Cas
     """Rank the whole catalogue by `scores(histories)` [batch, items], highest first, ties by item index."""
     top = np.full((len(cases.targets), TOP), -1, np.int64)
     place = np.empty(len(cases.targets), np.int64)
-    for part in by_length(cases.histories, None, batch_size):
+    for part in tracked("ranking", by_length(cases.histories, None, batch_size)):
         items = np.argsort(-scores([cases.histories[i] for i in part]), axis=1, kind="stable")
         top[part, : items.shape[1]] = items[:, :TOP]
         place[part] = (items == cases.targets[part][:, None]).argmax(1)

@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sqlalchemy import Engine, create_engine, event
 from sqlalchemy.engine import URL, Connection, make_url
@@ -14,6 +15,9 @@ from sqlalchemy.orm import Session
 from genrec.errors import ConfigError, OutageError, RequestError
 from genrec.requests.fence import Fence
 from genrec.requests.schema import LeaseRow
+
+if TYPE_CHECKING:
+    from alembic.config import Config
 
 BUSY_SECONDS = 30
 _WRITER_LOCK = 0x67656E726563  # any constant that all writers share
@@ -47,6 +51,8 @@ def _parsed(url: str) -> URL:
     try:
         parsed = make_url(url)
         parsed.get_dialect()
+        if parsed.get_backend_name() not in ("sqlite", "postgresql"):
+            raise ArgumentError("another database")
     except ArgumentError as error:  # it may hold a password, so it is not shown
         raise ConfigError(
             "GENREC_LEDGER_URL is no URL of SQLite or PostgreSQL. Use sqlite:///PATH or postgresql://..."
@@ -65,7 +71,8 @@ def existing(url: str) -> Engine | None:
 def migrate(url: str) -> Engine:
     """Bring the database at `url` to the newest schema, and connect to it. Safe to call from many processes at once.
 
-    Raises OutageError where the database cannot be reached, ConfigError where it is not UTF-8.
+    Raises OutageError where the database cannot be reached, ConfigError where it is not UTF-8 and where its schema is
+    newer than this version of genrec.
     """
     from alembic import command
     from alembic.config import Config
@@ -76,6 +83,7 @@ def migrate(url: str) -> Engine:
     with reaching(engine), writing(engine) as session:
         config.attributes["connection"] = session.connection()
         _refuse_other_encodings(session.connection())
+        _refuse_newer(session.connection(), config)
         command.upgrade(config, "head")
     return engine
 
@@ -161,6 +169,20 @@ def _begin(connection: Connection) -> None:
         connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
     elif write == "locked":
         lock_writers(connection)
+
+
+def _refuse_newer(connection: Connection, config: "Config") -> None:
+    from alembic.runtime.migration import MigrationContext
+    from alembic.script import ScriptDirectory
+
+    scripts = ScriptDirectory.from_config(config)
+    known = {script.revision for script in scripts.walk_revisions()}
+    current = MigrationContext.configure(connection).get_current_revision()
+    if current is not None and current not in known:
+        raise ConfigError(
+            f"The ledger has schema {current}, and this version of genrec knows up to {scripts.get_current_head()}: a "
+            "newer one wrote it. Install that version here, too."
+        )
 
 
 def _refuse_other_encodings(connection: Connection) -> None:

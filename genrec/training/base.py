@@ -61,7 +61,7 @@ def _identity(settings: Sequence, arrays: Iterable[np.ndarray]) -> str:
 
 def train_backbone(
     table: SidTable, embeddings: np.ndarray, params: Params, titles: Sequence[str] = (), *,
-    checkpoint: Path | None = None, progress: bool = False,
+    checkpoint: Path | None = None,
 ) -> tuple[Backbone, Curve]:  # fmt: skip
     """Train the backbone on walks over semantically neighbouring items: no user is involved.
 
@@ -94,7 +94,7 @@ def train_backbone(
     curve = train(
         model, -(-total // steps), batches, batch_loss, optimisation, split=split_batch,
         checkpoint=checkpoint, identity=_identity([section, params.seed, backbone.hash], [table.sids, neighbours]),
-        progress="backbone" if progress else None,
+        label="backbone",
     )  # fmt: skip
     model = model.merge_and_unload() if pretrained else model
     return of_model(backbone.config, model).to(shape.dtype), curve
@@ -102,7 +102,7 @@ def train_backbone(
 
 def train_adapter(
     backbone: Backbone, rows: Sequence[Row], table: SidTable, params: Params, *,
-    checkpoint: Path | None = None, progress: bool = False, seed: int | None = None,
+    checkpoint: Path | None = None, seed: int | None = None,
     watch: Callable[[nn.Module], bool] | None = None,
 ) -> tuple[Adapter, Curve]:  # fmt: skip
     """Train a LoRA from scratch on `rows`, whole training histories. Also the exact answer to erasure: `retrain`.
@@ -119,7 +119,7 @@ def train_adapter(
         model, section.epochs, _batches(rows, table, params, seed), batch_loss, optimisation, split=split_batch,
         checkpoint=checkpoint, checkpoint_epochs=section.checkpoint_epochs,
         identity=adapter_identity(backbone, rows, table, params, seed),
-        progress="adapter" if progress else None, watch=watch,
+        label="adapter", watch=watch,
     )  # fmt: skip
     return Adapter(section.rank, section.alpha, adapter_state(model)), curve
 

@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from genrec.errors import UnlearningError
+from genrec.progress import progress
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ def train(
     checkpoint: Path | None = None,
     checkpoint_epochs: int = 1,
     identity: str = "",
-    progress: str | None = None,
+    label: str = "training",
     watch: Callable[[nn.Module], bool] | None = None,
 ) -> Curve:
     """Train the parameters of `model` that require gradients, in place.
@@ -74,7 +75,7 @@ def train(
     checkpoint: file to resume from when it exists and to write every `checkpoint_epochs`; removed at the end.
     identity: of the run (data, parameters, first weights); a checkpoint of any other run is not resumed from, so that
     an interrupted training on rows that were erased since leaves nothing behind.
-    progress: label of the progress bar, None for none.
+    label: what is trained, for the progress bar.
     watch: called after each epoch with the model in eval mode; the training ends where it answers True.
     Raises UnlearningError when the loss is not finite.
     """
@@ -99,7 +100,7 @@ def train(
     if checkpoint is not None and checkpoint.exists():
         losses = _load(checkpoint, trainable, optimiser, schedule, identity)
     wrapped.train()
-    with _bar(progress if main else None, epochs, len(losses)) as advance:
+    with progress(label, total if main else 0, schedule.last_epoch) as bar:
         for epoch in range(len(losses), epochs):
             torch.manual_seed(optimisation.seed * 1_000_003 + epoch)
             running, steps = 0.0, 0
@@ -111,6 +112,7 @@ def train(
                 optimiser.step()
                 schedule.step()
                 steps += 1
+                bar.advance(said=f"loss {losses[-1]:.3f}" if losses else "")
             everywhere = torch.tensor(running, dtype=torch.float64, device=accelerator.device)
             mean = accelerator.reduce(everywhere, "sum").item() / max(1, steps)
             if not torch.isfinite(torch.tensor(mean)):
@@ -119,7 +121,6 @@ def train(
                     f"Lower the learning rate ({optimisation.learning_rate})."
                 )
             losses.append(mean)
-            advance(mean)
             if main and checkpoint is not None and len(losses) < epochs and len(losses) % checkpoint_epochs == 0:
                 _save(checkpoint, trainable, optimiser, schedule, losses, identity)
             if watch is not None:
@@ -180,29 +181,3 @@ def _load(path: Path, trainable: dict[str, nn.Parameter], optimiser, schedule, i
     for _ in range(int(meta["steps"])):
         schedule.step()
     return json.loads(meta["losses"])
-
-
-class _bar:
-    """A rich progress bar over epochs, or nothing; entering gives a function that advances it by one epoch."""
-
-    def __init__(self, label: str | None, epochs: int, done: int):
-        self.bar = None
-        if label is not None:
-            from rich.console import Console
-            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-            self.bar = Progress(
-                TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
-                TextColumn("epochs, loss {task.fields[loss]}"), TimeRemainingColumn(), console=Console(stderr=True),
-            )  # fmt: skip
-            self.task = self.bar.add_task(label, total=epochs, completed=done, loss="-")
-
-    def __enter__(self) -> Callable[[float], None]:
-        if self.bar is None:
-            return lambda _: None
-        self.bar.start()
-        return lambda loss: self.bar.update(self.task, advance=1, loss=f"{loss:.3f}")
-
-    def __exit__(self, *_):
-        if self.bar is not None:
-            self.bar.stop()

@@ -9,6 +9,7 @@ from torch import nn
 
 from genrec.errors import UnlearningError
 from genrec.models.adapter import Adapter, adapted_model, adapter_state, fold
+from genrec.progress import tracked
 from genrec.training.rows import Batch, Row, collate, cycle, token_losses
 from genrec.unlearning.problem import Outcome, Problem
 from genrec.unlearning_params import DescentParams
@@ -87,7 +88,7 @@ def descend(problem: Problem, params: DescentParams, loss: Callable[[nn.Module, 
     weights = [p for p in model.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(weights, lr=params.learning_rate, weight_decay=0.0)
     drawn = zip(cycle(len(forget), half, rng), cycle(len(retain), half, rng), strict=True)
-    for step, (f, r) in zip(range(params.steps), drawn, strict=False):
+    for step, (f, r) in zip(tracked("unlearning", range(params.steps)), drawn, strict=False):
         terms = loss(model, collate([forget[i] for i in f], table), collate([retain[i] for i in r], table))
         optimiser.zero_grad()
         total = torch.stack(list(terms.values())).sum()

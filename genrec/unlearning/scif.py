@@ -23,6 +23,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from genrec.errors import UnlearningError
 from genrec.models.adapter import Adapter, adapted_model, adapter_state
+from genrec.progress import tracked
 from genrec.training.rows import Batch, Row, bucketed, collate
 from genrec.unlearning.descent import forget_rows, retain_rows, sequence_log_p, start_adapter
 from genrec.unlearning.problem import Method, Outcome, Problem
@@ -74,7 +75,7 @@ def conjugate_gradient(
     """
     x, residual, direction = torch.zeros_like(right), right.clone(), right.clone()
     square = first = residual @ residual
-    for _ in range(steps):
+    for _ in tracked("influence", range(steps)):
         if square <= 1e-20 * first:
             break
         image = product(direction)

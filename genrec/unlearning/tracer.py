@@ -36,6 +36,7 @@ from genrec.data.sequences import VALID
 from genrec.errors import DataError, UnlearningError
 from genrec.evaluation.ranking import Cases, held_out, target_nll
 from genrec.models.adapter import Adapter, adapted_model, adapter_state
+from genrec.progress import tracked
 from genrec.sid.quantise import Codebooks, residuals_along, squared_distances
 from genrec.sid.table import SidTable, reassign
 from genrec.training.base import nearest_items
@@ -290,7 +291,7 @@ def optimise(
         began = validation_nll(problem, model, validation)
     figures: dict[str, float | str] = {}
     unlikely: list[float] = []
-    for step in range(steps):
+    for step in tracked("tracer", range(steps)):
         if may_stop and step >= max(epoch, settle + CHECK) and (step - settle) % CHECK == 0:
             figures["validation_nll_increase"] = validation_nll(problem, model, validation) - began
             if np.mean(unlikely[-CHECK:]) >= FORGOTTEN and figures["validation_nll_increase"] <= params.tolerance:

@@ -34,6 +34,7 @@ from genrec.data.sequences import Dataset
 from genrec.errors import UnlearningError
 from genrec.models.adapter import Axis, Overlay, adapted_model, canonicalise, lora_sites, weight_names
 from genrec.models.bundle import Bundle
+from genrec.progress import tracked
 from genrec.sid.table import Vocabulary
 from genrec.training.rows import bucketed, chunk_all, collate
 from genrec.unlearning.problem import Method, Outcome, Problem
@@ -79,7 +80,8 @@ def stream_activations(
     sums: dict[str, list[np.ndarray]] = {}
     tokens = np.zeros(len(histories))
     try:
-        for part in bucketed(rows, bundle.table.vocabulary.levels, 25_600, np.random.default_rng(0)):
+        passes = bucketed(rows, bundle.table.vocabulary.levels, 25_600, np.random.default_rng(0))
+        for part in tracked("activations", passes):
             batch = collate(part, bundle.table)
             keep = batch.tokens != Vocabulary.PAD
             model(input_ids=batch.tokens, use_cache=False)

@@ -30,6 +30,7 @@ from torch import nn
 
 from genrec.errors import UnlearningError
 from genrec.models.adapter import Adapter, adapted_model, adapter_state
+from genrec.progress import tracked
 from genrec.sid.table import SidTable
 from genrec.training.loop import warmup_cosine
 from genrec.training.rows import Row, batch_loss, bucketed, collate, token_batches
@@ -96,7 +97,9 @@ def ucan_plus(problem: Problem) -> Outcome:
     drawn = (token_batches(rows, levels, params.batch_tokens, rng) for rows in (forget, retain))
     warmup = max(1, params.steps // 10)
     risen = held = torch.zeros(())
-    for step, (forgotten, kept) in zip(range(params.steps), zip(*drawn, strict=False), strict=False):
+    for step, (forgotten, kept) in zip(
+        tracked("ucan_plus", range(params.steps)), zip(*drawn, strict=False), strict=False
+    ):
         nll, count = row_nll(model, forgotten, table)
         risen = nll - torch.stack([began[id(row)] for row in forgotten])
         away = ((risen - params.forget_rise).abs() * count).sum() / count.sum()

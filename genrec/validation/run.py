@@ -18,6 +18,15 @@ from genrec.errors import DataError, ValidationFailed, printable
 
 SHAPE = ("expect_table_columns_to_match_ordered_list", "expect_column_types")
 
+REMEDIES = {
+    "expect_column_values_to_be_between(rating)": "Set data.rating_min and data.rating_max to the source's range.",
+    "expect_column_values_to_be_in_set(item_id)": "Add these items to the items table, or leave their rows out.",
+    "expect_column_values_to_match_regex(text)": "Give the items a text, or raise data.max_items_without_text.",
+    "expect_compound_columns_to_be_unique(user_id, item_id)": "Keep the first row of each user and item.",
+    "expect_table_row_count_to_be_between": "Give the table rows.",
+}
+"""What helps against a failed expectation, where that is more than to correct the values it names."""
+
 
 @dataclass(frozen=True)
 class Check:
@@ -59,6 +68,7 @@ class ValidationReport:
             elif not check.success:
                 examples = f" E.g. {'; '.join(check.examples)}." if check.examples else ""
                 lines.append(f"{check.suite}: {check.expectation} failed: {check.observed}.{examples}")
+                lines += [REMEDIES[check.expectation]] if check.expectation in REMEDIES else []
         raise ValidationFailed(" ".join([*lines, "Correct the source and run `genrec data prepare` again."]))
 
 

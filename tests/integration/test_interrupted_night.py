@@ -44,7 +44,7 @@ def test_bad_data_stops_the_night_before_any_model(home):
     genrec(home, "forget", "user", someone(home, 3))
     set_params(home, data={**TINY["data"], "rating_max": 2.0})
     failed = genrec(home, "night", check=False)
-    assert failed.returncode == 1
+    assert failed.returncode == 3
     check = r"interactions: expect_column_values_to_be_between\(rating\) failed: \d+ of \d+ rows.* E\.g\. row \d+"
     assert re.search(f"NightError: .*{check}", failed.stderr, re.DOTALL), failed.stderr
     assert "Correct the source" in failed.stderr
@@ -72,7 +72,7 @@ def test_gates_that_do_not_pass_hold_the_champion(home):
     set_params(home, unlearning={**TINY["unlearning"], "concept_ladder": ["tracer"]}, gates=impossible)
     held = genrec(home, "night", check=False)
     set_params(home)
-    assert held.returncode == 1
+    assert held.returncode == 3
     assert "held" in held.stderr
     assert snapshot(home) == before
     summary = json.loads((home / "reports" / "latest" / "summary.json").read_text())

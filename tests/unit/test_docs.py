@@ -7,38 +7,26 @@ import tomllib
 from pathlib import Path
 
 import pytest
-import typer
 import yaml
 from mkdocs.commands.build import build
 from mkdocs.config import load_config
 
-from genrec.cli import app
 from genrec.config import Params
 from genrec.data.tables import read_tables
-from tests.snippets import ROOT, Block, blocks, commands
+from tests.snippets import ROOT, ROOT_COMMAND, Block, blocks, commands, parse
 
 PAGES = [*sorted((ROOT / "docs").rglob("*.md")), ROOT / "README.md", ROOT / "deploy" / "README.md"]
 BLOCKS = [pytest.param(page, block, id=f"{page.relative_to(ROOT)}:{i}") for page in PAGES
           for i, block in enumerate(blocks(page))]  # fmt: skip
 SHELL = ("bash", "sh", "")
 PROGRAMS = {
-    ".", "cd", "chmod", "createdb", "docker", "dvc", "export", "genrec", "make", "openssl", "pip", "prefect", "python",
+    ".", "cd", "chmod", "createdb", "docker", "dvc", "echo", "export", "genrec", "make", "openssl", "pip", "prefect",
+    "python",
 }  # fmt: skip
-ROOT_COMMAND = typer.main.get_command(app)
 
 
 def of(*languages: str):
     return [param for param in BLOCKS if param.values[1].language in languages]
-
-
-def parse(words: list[str]) -> None:
-    """Parse a `genrec` command as the command line would, without running it; raises a usage error."""
-    command, rest = ROOT_COMMAND, words[1:]
-    while hasattr(command, "commands") and not (command.invoke_without_command and (rest or ["-"])[0][0] == "-"):
-        assert rest, f"{' '.join(words)} is a group, not a command"
-        assert rest[0] in command.commands, f"{' '.join(words)}: no command {rest[0]!r}"
-        command, rest = command.commands[rest[0]], rest[1:]
-    command.make_context(words[0], list(rest))
 
 
 @pytest.mark.parametrize(("page", "block"), of(*SHELL))

@@ -12,7 +12,7 @@ class SasRecParams(Section):
     layers: int = Field(2, ge=1)
     heads: int = Field(2, ge=1, description="hidden is a multiple of it")
     feed_forward: int = Field(256, ge=1)
-    dropout: float = Field(0.4, ge=0, lt=1, description="on embeddings, attention and layers")
+    dropout: float = Field(0.5, ge=0, lt=1, description="on embeddings, attention and layers")
     window: int = Field(50, ge=1, description="items of history the model sees")
     epochs: int = Field(30, ge=1, description="the schedule's end; the epoch of the best validation NDCG@10 is kept")
     batch_tokens: int = Field(1024, ge=2, description="items per optimiser step, padding counted")

@@ -19,8 +19,7 @@ from genrec.console.roles import MAY, Action, require, require_another
 from genrec.data.subjects import Subject
 from genrec.dry_run import DryRun, dry_run
 from genrec.errors import MissingError, RequestError
-from genrec.night import open_registry
-from genrec.registry import CHAMPION, Version
+from genrec.registry import CHAMPION, Version, open_registry
 from genrec.requests import audit, intake
 from genrec.requests.schema import RequestRow
 from genrec.requests.states import CLOSED, Request, shown
@@ -101,19 +100,19 @@ class Desk:
 
     def hold(self, account: Account, request_id: str, reason: str, now: datetime) -> Request:
         self._handle(account, request_id)
-        return self._ledger.hold(request_id, now=now, reason=reason)
+        return self._ledger.hold(request_id, now=now, reason=reason, by=account.name)
 
     def release(self, account: Account, request_id: str, now: datetime) -> Request:
         self._handle(account, request_id)
-        return self._ledger.release(request_id, now=now)
+        return self._ledger.release(request_id, now=now, by=account.name)
 
     def extend(self, account: Account, request_id: str, reason: str, now: datetime) -> Request:
         self._handle(account, request_id)
-        return self._ledger.extend(request_id, now=now, reason=reason)
+        return self._ledger.extend(request_id, now=now, reason=reason, by=account.name)
 
     def cancel(self, account: Account, request_id: str, reason: str, now: datetime) -> Request:
         self._handle(account, request_id)
-        return self._ledger.cancel(request_id, now=now, reason=reason)
+        return self._ledger.cancel(request_id, now=now, reason=reason, by=account.name)
 
     def start_night(self, account: Account, now: datetime) -> None:
         """See `Nights.start`."""

@@ -78,18 +78,18 @@ class Ledger:
             if existing := _existing(session, digest, idempotency):
                 return existing
         refuse(subject, known, self._params.max_concept_share)  # may query the data, so outside the write lock
-        asked = {} if requested_by is None else {"by": free_text("requester", requested_by, subject.user_id)}
         row = RequestRow(
             id=f"r-{secrets.token_hex(8)}", kind=subject.kind, digest=digest, user_id=subject.user_id,
             item_id=subject.item_id, concept=subject.concept, idempotency=idempotency, requested_by=requested_by,
             state="received", attempts=0, received_at=now, due_at=now + timedelta(days=self._params.due_days),
         )  # fmt: skip
+        by = _by(requested_by, row)
         try:
             with writing(self.engine, locked=False) as session:
                 session.add(row)
                 session.flush()  # the unique indexes decide who is first, and only the audit chain needs the lock
                 lock_writers(session.connection())
-                payload = {"kind": row.kind, "digest": digest, **asked}
+                payload = {"kind": row.kind, "digest": digest, **by}
                 audit.append(session.connection(), "received", row.id, payload, now=now)
         except IntegrityError as error:  # another process was first: find its request
             with Session(self.engine) as session:
@@ -142,10 +142,11 @@ class Ledger:
             audit.append_all(session.connection(), [verified, queued], now=now)
             return shown(row)
 
-    def extend(self, request_id: str, *, now: datetime, reason: str) -> Request:
+    def extend(self, request_id: str, *, now: datetime, reason: str, by: str | None = None) -> Request:
         """Give an open request `requests.extension_days` more, once, before it is due, for a reason the person is told.
 
-        Raises RequestError for a second extension and for one that comes too late.
+        by, here and below: the account that did it, where accounts are known. Raises RequestError for a second
+        extension and for one that comes too late.
         """
         now = utc(now)
         with writing(self.engine) as session:
@@ -164,30 +165,30 @@ class Ledger:
                 )
             row.extension_reason = free_text("reason", reason, row.user_id)
             row.extended_at, row.due_at = now, row.due_at + timedelta(days=self._params.extension_days)
-            payload = {"reason": reason, "due_at": row.due_at.isoformat()}
+            payload = {"reason": reason, "due_at": row.due_at.isoformat(), **_by(by, row)}
             audit.append(session.connection(), "extended", row.id, payload, now=now)
             return shown(row)
 
-    def cancel(self, request_id: str, *, now: datetime, reason: str) -> Request:
+    def cancel(self, request_id: str, *, now: datetime, reason: str, by: str | None = None) -> Request:
         """Withdraw a request that is not running yet; its items are shown again."""
-        return self._close(request_id, "cancelled", reason, now)
+        return self._close(request_id, "cancelled", reason, now, by)
 
     def reject(self, request_id: str, *, now: datetime, reason: str) -> Request:
         """Refuse a request after a look at it, with the reason; its items are shown again."""
-        return self._close(request_id, "rejected", reason, now)
+        return self._close(request_id, "rejected", reason, now, None)
 
-    def hold(self, request_id: str, *, now: datetime, reason: str) -> Request:
+    def hold(self, request_id: str, *, now: datetime, reason: str, by: str | None = None) -> Request:
         """Keep a request out of the next batches. Its items stay suppressed and its due date stays."""
         with writing(self.engine) as session:
             row = _row(session, request_id)
-            _move(session, row, "held", now=now, reason=free_text("reason", reason, row.user_id))
+            _move(session, row, "held", now=now, reason=free_text("reason", reason, row.user_id), **_by(by, row))
             return shown(row)
 
-    def release(self, request_id: str, *, now: datetime) -> Request:
+    def release(self, request_id: str, *, now: datetime, by: str | None = None) -> Request:
         """End a hold: back to queued, or to received when it was never verified."""
         with writing(self.engine) as session:
             row = _row(session, request_id)
-            _move(session, row, "queued" if row.verified_at else "received", now=now)
+            _move(session, row, "queued" if row.verified_at else "received", now=now, **_by(by, row))
             return shown(row)
 
     def claim(
@@ -322,10 +323,10 @@ class Ledger:
             storable(name, getattr(subject, name), LONGEST_ID)
         return subject.digest(self._key)
 
-    def _close(self, request_id: str, state: str, reason: str, now: datetime) -> Request:
+    def _close(self, request_id: str, state: str, reason: str, now: datetime, by: str | None) -> Request:
         with writing(self.engine) as session:
             row = _row(session, request_id)
-            _move(session, row, state, now=now, reason=free_text("reason", reason, row.user_id))
+            _move(session, row, state, now=now, reason=free_text("reason", reason, row.user_id), **_by(by, row))
             session.execute(delete(DenyRow).where(DenyRow.request_id == row.id))
             closed = shown(row)
         scrub(self.engine)
@@ -334,6 +335,10 @@ class Ledger:
 
 def _move(session: Session, row: RequestRow, state: str, *, now: datetime, **payload: object) -> None:
     audit.append_all(session.connection(), [step(row, state, **payload)], now=now)
+
+
+def _by(account: str | None, row: RequestRow) -> dict[str, str]:
+    return {} if account is None else {"by": free_text("account", account, row.user_id)}
 
 
 def _reach(session: Session, batch: BatchRow, stage: str, details: dict, now: datetime) -> None:

@@ -19,7 +19,7 @@ from genrec.data.version import data_version
 from genrec.environment import prepare_environment
 from genrec.errors import GenrecError, NightError, OutageError
 from genrec.progress import tracked
-from genrec.registry import answering
+from genrec.registry import answering, open_registry
 from genrec.report.page import write_report
 from genrec.report.summary import Summary
 from genrec.requests.certificates import load_signing_key
@@ -69,7 +69,7 @@ def lease(workspace: Workspace, what: str) -> Iterator[Workspace]:
 
 def _night(workspace: Workspace) -> dict:
     started = datetime.now(UTC)
-    registered = steps.open_registry(workspace)
+    registered = open_registry(workspace)
     champion = registered.champion().number
     registered.bundle(champion)  # whole, or nothing is claimed and erased
     if key := workspace.settings.signing_key:

@@ -17,8 +17,7 @@ from sqlalchemy.orm import Session
 from genrec.config import Workspace
 from genrec.errors import ConfigError, RequestError
 from genrec.lineage import TRAINED
-from genrec.night import open_registry
-from genrec.registry import CHAMPION, Registry, Version
+from genrec.registry import CHAMPION, Registry, Version, open_registry
 from genrec.requests import audit
 from genrec.requests.database import writing
 from genrec.requests.schema import AuditRow, BatchRow, LeaseRow

@@ -12,8 +12,7 @@ from genrec.data.subjects import read_tombstones
 from genrec.data.version import data_version
 from genrec.errors import DataError, RegistryError
 from genrec.models.bundle import load_bundle, save_bundle
-from genrec.night import open_registry
-from genrec.registry import CHAMPION, PREVIOUS
+from genrec.registry import CHAMPION, PREVIOUS, open_registry
 from genrec.requests.store import open_ledger
 
 

@@ -15,6 +15,7 @@ from datetime import datetime
 
 import numpy as np
 
+from genrec.candidates import figures
 from genrec.config import Params, Workspace
 from genrec.data.files import finite
 from genrec.data.sequences import Dataset, load_dataset, without
@@ -25,8 +26,8 @@ from genrec.evaluation.judge import ATTACK, GAP, Erased, Forgotten, Measured, ju
 from genrec.evaluation.rules import rules
 from genrec.evaluation.statistics import Bootstrap, Measure, mean
 from genrec.models.bundle import Bundle
-from genrec.night import figures, open_registry
 from genrec.pipeline import load_embeddings
+from genrec.registry import open_registry
 from genrec.requests.audit import canonical_json
 from genrec.requests.calibrations import Calibration, record
 from genrec.requests.store import open_ledger

@@ -263,7 +263,7 @@ def recommend(
     as_json: Json = False,
 ) -> None:
     """Recommend with the champion, without denied and already seen items."""
-    from genrec.night import open_registry
+    from genrec.registry import open_registry
     from genrec.requests.store import open_ledger
     from genrec.serving import recommend as serve
 

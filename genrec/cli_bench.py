@@ -30,7 +30,7 @@ def bench_unlearn(
     An interrupted run goes on where it stopped: finished cells and retrained models are kept by content.
     """
     from genrec.bench import unlearn
-    from genrec.night import open_registry
+    from genrec.registry import open_registry
 
     order = unlearn.Order(scenario, _names(methods), seeds, _names(concepts), tuning)
     unlearn.check(order)
@@ -183,7 +183,7 @@ def _measured(name: str, items: int, users: int):
     from genrec.errors import BundleError
     from genrec.evaluation.ranking import held_out
     from genrec.models.bundle import load_bundle
-    from genrec.night import open_registry
+    from genrec.registry import open_registry
 
     if name == "untrained":
         return random_bundle(items, 0), []

@@ -15,7 +15,7 @@ purge_app = typer.Typer(no_args_is_help=True, help="Old versions that still hold
 @models_app.command("list", epilog=example("genrec models list"))
 def models_list(as_json: Json = False) -> None:
     """Registered versions, newest first."""
-    from genrec.night import open_registry
+    from genrec.registry import open_registry
 
     versions = open_registry(open_workspace()).versions()
     rows = [

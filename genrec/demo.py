@@ -9,8 +9,7 @@ from genrec.config import Workspace
 from genrec.data.sequences import load_dataset
 from genrec.data.subjects import Subject
 from genrec.errors import DataError
-from genrec.night import open_registry
-from genrec.registry import CHAMPION
+from genrec.registry import CHAMPION, open_registry
 from genrec.requests.intake import submit_and_verify
 from genrec.requests.store import open_ledger
 

@@ -128,7 +128,7 @@ def _champion(workspace: Workspace, _now: datetime) -> Said:
     if workspace.settings.mlflow_uri is None and not (workspace.mlruns / "mlflow.db").exists():
         yield "broken", "no model was registered yet", "Train one: genrec train"
         return
-    from genrec.night import open_registry
+    from genrec.registry import open_registry
 
     registry = open_registry(workspace)
     champion = registry.champion()

@@ -10,9 +10,8 @@ from genrec.config import Workspace
 from genrec.data.sequences import Dataset, load_dataset
 from genrec.data.subjects import Subject
 from genrec.evaluation.judge import SHARED_LEVELS
-from genrec.night import open_registry
 from genrec.planning import family
-from genrec.registry import Registry, Version
+from genrec.registry import Registry, Version, open_registry
 from genrec.requests.calibrations import Calibration
 from genrec.requests.intake import known_of
 from genrec.requests.router import RETRAIN, route

@@ -5,7 +5,7 @@ from genrec.data.sequences import load_dataset
 from genrec.errors import BundleError, RegistryError
 from genrec.evaluation import ranking
 from genrec.evaluation.statistics import Bootstrap
-from genrec.night import open_registry
+from genrec.registry import open_registry
 
 
 def evaluate_version(workspace: Workspace, alias: str, exact: bool = False) -> dict:

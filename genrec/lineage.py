@@ -12,7 +12,7 @@ from datetime import datetime
 from genrec.config import Workspace
 from genrec.errors import RegistryError
 from genrec.models.bundle import TRAINED, read_lineage
-from genrec.night import open_registry
+from genrec.registry import open_registry
 from genrec.requests import purges
 from genrec.requests.ledger import Ledger
 from genrec.requests.store import open_ledger

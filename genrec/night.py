@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cached_property
@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from genrec import unlearning
+from genrec.candidates import figures, providers, register_candidate
 from genrec.config import Workspace
 from genrec.data.erase import Erasure, erase
 from genrec.data.files import finite, write_json
@@ -29,9 +29,9 @@ from genrec.evaluation.gates import Gate
 from genrec.evaluation.judge import ATTACK, SHARED_LEVELS, Erased, Forgotten, Measured, judge, measure
 from genrec.evaluation.ranking import Ranking, utility
 from genrec.evaluation.statistics import Bootstrap, Measure, mean
-from genrec.models.bundle import Bundle, Lineage, load_bundle, read_manifest, save_bundle
+from genrec.models.bundle import Bundle, load_bundle, read_manifest, save_bundle
 from genrec.pipeline import code_version, load_embeddings
-from genrec.registry import Registry
+from genrec.registry import Registry, open_registry
 from genrec.requests.database import scrub
 from genrec.requests.ledger import Batch
 from genrec.requests.store import open_ledger
@@ -39,11 +39,6 @@ from genrec.unlearning import Problem, method
 
 SHOWN = "shown"
 """Key of an attempt's record under which `shown` is kept."""
-
-
-def open_registry(workspace: Workspace) -> Registry:
-    name = workspace.settings.model_name
-    return Registry(workspace.mlflow_uri, workspace.mlruns, name, workspace.mlflow_artefacts)
 
 
 @dataclass(frozen=True, eq=False)
@@ -259,13 +254,6 @@ def _climb(night: Night, group_name: str, method_name: str, number: int, start: 
     return result
 
 
-def providers(method_name: str, found: Sequence[Gate]) -> dict[str, str]:
-    """Tags for what is not genrec's own: distribution and version, as `provider.method` and `provider.gate.<name>`."""
-    methods, others = unlearning.plugins(), rules.plugins()
-    made = {"provider.method": methods[method_name].provider} if method_name in methods else {}
-    return made | {f"provider.gate.{gate.name}": others[gate.name].provider for gate in found if gate.name in others}
-
-
 def judge_final(night: Night, last: dict, number: int) -> dict:
     """The whole batch's gates on the last candidate: a later group's edit must not undo an earlier one's."""
     record = night.record(number)
@@ -305,53 +293,6 @@ def carry(found: Sequence[Gate], calibration: dict | None) -> list[Gate]:
 
 def _utility_ratio(night: Night, found: Sequence[Gate], exact: bool) -> float:
     return 1.0 if exact else next(1 - gate.value for gate in found if gate.name == "drift")
-
-
-def figures(measures: dict[str, Measure]) -> dict[str, dict]:
-    """Measures by name, ready for JSON."""
-    return {name: m.as_dict() for name, m in measures.items()}
-
-
-def register_candidate(
-    registry: Registry, folder: Path, lineage: Lineage, result: dict, metrics: Mapping[str, float], seed: int,
-    **tags: str,
-) -> str:  # fmt: skip
-    """Register the bundle in `folder` with what its lineage and its judgement say; its number.
-
-    result: its `number`, `verdict` and `gates` as dictionaries.
-    """
-    return registry.register(
-        folder,
-        metrics=metrics,
-        params={"seed": str(seed), "method": lineage.method},
-        tags={
-            "batch_id": lineage.batch_id, "attempt": str(result["number"]), "method": lineage.method,
-            "verdict": result["verdict"], "data_version": lineage.data_version, "code_version": lineage.code_version,
-            "parent": lineage.parent, **tags,
-            **{f"gate.{gate['name']}": gate["verdict"] for gate in result["gates"]},
-        },
-        artefacts={"gates.json": json.dumps(result["gates"], indent=1)},
-    )  # fmt: skip
-
-
-def register_judged(
-    workspace: Workspace,
-    name: str,
-    candidate: Bundle,
-    found: Sequence[Gate],
-    verdict: str,
-    measures: dict[str, Measure],
-) -> str:
-    """Register a candidate that is no night's; its number. name: of the folder in var/ that it lies in meanwhile."""
-    folder = workspace.var / name
-    save_bundle(candidate, folder)
-    result = {"number": 1, "verdict": verdict, "gates": [gate.as_dict() for gate in found]}
-    metrics = {name: figure["value"] for name, figure in figures(measures).items()}
-    seed = workspace.params().seed
-    lineage, made_by = candidate.lineage, providers(candidate.lineage.method, found)
-    number = register_candidate(open_registry(workspace), folder, lineage, result, metrics, seed, **made_by)
-    shutil.rmtree(folder)
-    return number
 
 
 def destroy_sealed(night: Night) -> None:

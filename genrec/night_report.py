@@ -8,8 +8,9 @@ import json
 from collections.abc import Sequence
 
 from genrec.calibration import GOLD, TEST_NLL
+from genrec.candidates import figures
 from genrec.evaluation.judge import ATTACK, GAP
-from genrec.night import SHOWN, Night, figures
+from genrec.night import SHOWN, Night
 from genrec.planning import family
 from genrec.report.summary import Attempt, Comparison
 

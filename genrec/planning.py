@@ -9,8 +9,9 @@ from genrec.config import Params, Workspace
 from genrec.data import sources
 from genrec.evaluation import rules as gates
 from genrec.models.bundle import read_manifest
-from genrec.night import Night, open_registry
+from genrec.night import Night
 from genrec.plugins import Plugin
+from genrec.registry import open_registry
 from genrec.requests.calibrations import Calibration, latest
 from genrec.requests.ledger import Batch, Request
 from genrec.requests.router import route, waiting

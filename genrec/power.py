@@ -7,7 +7,7 @@ from genrec.evaluation import power
 from genrec.evaluation.forgetting import user_forgetting
 from genrec.evaluation.power import Need
 from genrec.evaluation.statistics import Measure
-from genrec.night import open_registry
+from genrec.registry import open_registry
 from genrec.requests.calibrations import Calibration, listed
 from genrec.requests.store import open_ledger
 

@@ -6,8 +6,7 @@ from sqlalchemy import select
 
 from genrec.config import Workspace
 from genrec.errors import RegistryError
-from genrec.night import open_registry
-from genrec.registry import PREVIOUS
+from genrec.registry import PREVIOUS, open_registry
 from genrec.requests import audit
 from genrec.requests.database import writing
 from genrec.requests.ledger import Ledger

@@ -24,8 +24,7 @@ from genrec.data.subjects import present
 from genrec.data.tables import FORMATS, read_tables
 from genrec.data.version import data_version
 from genrec.lineage import History, history
-from genrec.night import open_registry
-from genrec.registry import CHAMPION
+from genrec.registry import CHAMPION, open_registry
 from genrec.requests import purges
 from genrec.requests.purges import Item, Record
 from genrec.requests.states import Request

@@ -20,6 +20,7 @@ from io import StringIO
 from pathlib import Path
 from urllib.parse import urlparse
 
+from genrec.config import Workspace
 from genrec.errors import OutageError, RegistryError
 from genrec.models.bundle import TRAINED, Bundle, Lineage, load_bundle, read_lineage, read_manifest
 
@@ -335,6 +336,12 @@ def _data_read(lineage: Lineage):
     context = "training" if lineage.method in TRAINED else "forgetting"
     data = Dataset(name="data", digest=lineage.data_version, source_type="dvc", source=json.dumps({"pin": "data.dvc"}))
     return DatasetInput(data, [InputTag(MLFLOW_DATASET_CONTEXT, context)])
+
+
+def open_registry(workspace: Workspace) -> Registry:
+    """The registry that the workspace's settings name."""
+    name = workspace.settings.model_name
+    return Registry(workspace.mlflow_uri, workspace.mlruns, name, workspace.mlflow_artefacts)
 
 
 def _moment(milliseconds: int) -> datetime:

@@ -16,6 +16,7 @@ from datetime import datetime
 import numpy as np
 import pyarrow.parquet as pq
 
+from genrec.candidates import register_judged
 from genrec.config import Workspace
 from genrec.data.sequences import Dataset, load_dataset
 from genrec.data.subjects import present
@@ -27,10 +28,9 @@ from genrec.evaluation.ranking import utility
 from genrec.evaluation.rules import rules
 from genrec.evaluation.statistics import Bootstrap
 from genrec.lineage import history
-from genrec.night import open_registry, register_judged
 from genrec.pipeline import code_version, load_embeddings
 from genrec.promotion import promote, refuse_open_night
-from genrec.registry import PREVIOUS, Version
+from genrec.registry import PREVIOUS, Version, open_registry
 from genrec.requests.ledger import Ledger
 from genrec.requests.router import RETRAIN
 from genrec.requests.states import Request

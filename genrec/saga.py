@@ -9,10 +9,12 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 from genrec import night_report, promotion
+from genrec.candidates import figures
 from genrec.evaluation.gates import CARRIED, IN_WORDS
 from genrec.evaluation.ranking import utility
-from genrec.night import Night, bundle_hash, destroy_sealed, discard_candidates, figures, open_registry
+from genrec.night import Night, bundle_hash, destroy_sealed, discard_candidates
 from genrec.pipeline import code_version
+from genrec.registry import open_registry
 from genrec.report.page import write_report
 from genrec.report.summary import Comparison, Lineage, Request, Summary
 from genrec.requests import certificates

@@ -23,8 +23,8 @@ from torch import nn
 from genrec.config import Workspace
 from genrec.errors import BundleError, ConfigError, ServingError
 from genrec.models.bundle import Bundle
-from genrec.night import open_registry
 from genrec.refreshed import Refreshed
+from genrec.registry import open_registry
 from genrec.requests.deny import current_deny
 from genrec.section import Section
 from genrec.serving import recommend

@@ -9,15 +9,16 @@ from datetime import datetime
 
 import numpy as np
 
+from genrec.candidates import register_judged
 from genrec.config import Workspace
 from genrec.data.sequences import load_dataset
 from genrec.data.version import data_version
 from genrec.errors import DataError, RegistryError
 from genrec.evaluation import gates, ranking
 from genrec.evaluation.statistics import Bootstrap
-from genrec.night import open_registry, register_judged
 from genrec.pipeline import code_version, load_embeddings
 from genrec.promotion import promote, refuse_open_night
+from genrec.registry import open_registry
 from genrec.requests.store import open_ledger
 from genrec.sid.build import append
 

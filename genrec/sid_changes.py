@@ -12,8 +12,7 @@ import numpy as np
 from genrec.config import Workspace
 from genrec.errors import RegistryError
 from genrec.models.bundle import MANIFEST, Bundle, load_bundle
-from genrec.night import open_registry
-from genrec.registry import Registry
+from genrec.registry import Registry, open_registry
 from genrec.sid.table import SidTable, sid_diff
 
 RETRAIN = "retrain"

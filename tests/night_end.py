@@ -10,8 +10,7 @@ from sqlalchemy.orm import Session
 from genrec.config import Settings
 from genrec.data.version import data_version
 from genrec.models.bundle import read_manifest
-from genrec.night import open_registry
-from genrec.registry import PREVIOUS
+from genrec.registry import PREVIOUS, open_registry
 from genrec.requests.audit import verify_chain
 from genrec.requests.certificates import verify
 from genrec.requests.ledger import Ledger

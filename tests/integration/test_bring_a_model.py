@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from genrec import base_model, pipeline
 from genrec.config import Settings
-from genrec.night import open_registry
+from genrec.registry import open_registry
 from tests.conftest import TINY, set_params
 from tests.crash import copied
 from tests.snippets import ROOT, blocks

@@ -11,8 +11,9 @@ from genrec.calibration import OVER_RETRAINED
 from genrec.config import Settings
 from genrec.data.subjects import Subject
 from genrec.evaluation.judge import GAP
-from genrec.night import Night, open_registry
+from genrec.night import Night
 from genrec.night_report import evidence
+from genrec.registry import open_registry
 from genrec.report.summary import Reference
 from genrec.requests.ledger import Batch
 from tests.conftest import genrec

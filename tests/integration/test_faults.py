@@ -27,7 +27,8 @@ from genrec.config import RequestParams, Settings, Workspace
 from genrec.data.subjects import Subject
 from genrec.data.version import data_version
 from genrec.errors import RequestError
-from genrec.night import erase_batch, open_night, open_registry
+from genrec.night import erase_batch, open_night
+from genrec.registry import open_registry
 from genrec.requests.audit import verify_chain
 from genrec.requests.lease import Lease
 from genrec.requests.ledger import Ledger

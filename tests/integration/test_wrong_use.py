@@ -11,7 +11,7 @@ import pytest
 
 from genrec.config import Settings
 from genrec.errors import EXIT_CODES
-from genrec.night import open_registry
+from genrec.registry import open_registry
 from tests.conftest import genrec
 from tests.mistakes import MISTAKES, Place
 from tests.servers import prefect_server

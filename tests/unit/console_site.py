@@ -14,7 +14,7 @@ from genrec.console.roles import Role
 from genrec.data.sequences import load_dataset
 from genrec.data.subjects import Subject
 from genrec.models.bundle import save_bundle
-from genrec.night import open_registry
+from genrec.registry import open_registry
 from genrec.report.page import write_report
 from genrec.report.summary import Summary
 from genrec.requests import certificates

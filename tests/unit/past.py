@@ -7,15 +7,15 @@ from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
 
+from genrec.candidates import register_candidate
 from genrec.config import Settings
 from genrec.data.erase import erase
 from genrec.data.prepare import prepare
 from genrec.data.sequences import load_dataset
 from genrec.data.version import data_version
 from genrec.models.bundle import save_bundle
-from genrec.night import open_registry, register_candidate
 from genrec.promotion import promote
-from genrec.registry import CHAMPION
+from genrec.registry import CHAMPION, open_registry
 from genrec.requests.intake import known_of
 from genrec.requests.store import open_ledger
 from genrec.workspace import params_yaml

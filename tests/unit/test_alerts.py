@@ -13,7 +13,7 @@ from genrec.config import Params, Settings
 from genrec.data.subjects import Subject
 from genrec.errors import ConfigError, RequestError
 from genrec.models.bundle import save_bundle
-from genrec.night import open_registry
+from genrec.registry import open_registry
 from genrec.requests.audit import verify_chain
 from genrec.requests.breach import expedite
 from genrec.requests.database import writing

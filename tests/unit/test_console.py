@@ -16,9 +16,8 @@ from genrec.console.pages import COOKIE, LOGINS_PER_NAME, router
 from genrec.console.roles import MAY, Action, Role
 from genrec.data.files import write_json
 from genrec.data.subjects import Subject
-from genrec.night import open_registry
-from genrec.registry import CHAMPION
-from genrec.requests.audit import verify_chain
+from genrec.registry import CHAMPION, open_registry
+from genrec.requests.audit import rows, verify_chain
 from genrec.requests.lease import NIGHT, Lease
 from genrec.requests.schema import RequestRow
 from tests.servers import wait_for
@@ -406,3 +405,12 @@ def test_the_cookie_key_is_made_once_for_its_owner_or_given(site):
     assert site.workspace.console_key() == key.read_bytes()
     assert Settings(home=site.workspace.root, console_key="given").workspace.console_key() == b"given"
     assert PASSWORD not in json.dumps([str(vars(site.workspace.settings))])
+
+
+def test_the_audit_chain_names_the_operator_who_acted(site, visitors):
+    with site.open("rob", verified=True) as request_id:
+        act_of = {"hold": "held", "release": "queued", "extend": "extended", "cancel": "cancelled"}
+        for step in act_of:
+            visitors["oscar"].fill(f"/requests/{request_id}/{step}", reason="so")
+        last = {row["event"]: json.loads(row["payload"]) for row in rows(site.ledger.engine, request_id)}
+    assert {event: last[event].get("by") for event in act_of.values()} == dict.fromkeys(act_of.values(), "oscar")

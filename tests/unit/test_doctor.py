@@ -16,7 +16,7 @@ from genrec import doctor
 from genrec.config import Settings
 from genrec.data.subjects import Subject
 from genrec.models.bundle import save_bundle
-from genrec.night import open_registry
+from genrec.registry import open_registry
 from genrec.requests.database import writing
 from genrec.requests.lease import Lease
 from genrec.requests.refusal import Known

@@ -17,7 +17,7 @@ from genrec.config import Settings
 from genrec.data.subjects import Subject
 from genrec.errors import RequestError
 from genrec.models.bundle import save_bundle
-from genrec.night import open_registry
+from genrec.registry import open_registry
 from genrec.requests.audit import verify_chain
 from genrec.requests.calibrations import Calibration, record
 from genrec.requests.intake import known_of

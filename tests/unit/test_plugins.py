@@ -13,6 +13,7 @@ from genrec.bench.cells import code_hash
 from genrec.bench.erasures import Erasure
 from genrec.bench.matrix import cell_key
 from genrec.calibration import params_hash
+from genrec.candidates import providers
 from genrec.config import DataParams, Params, Settings
 from genrec.data.sources import fetch
 from genrec.doctor import look_at
@@ -23,7 +24,6 @@ from genrec.evaluation.judge import Erased, Forgotten, judge, measure
 from genrec.evaluation.rules import GateRule, NamedRule, rules
 from genrec.evaluation.statistics import Bootstrap, Measure
 from genrec.models.adapter import fold
-from genrec.night import providers
 from genrec.planning import check_plugins, installed_plugins
 from genrec.saga import third_party
 from genrec.unlearning import method, plugins

@@ -29,8 +29,8 @@ from genrec.data.sequences import load_dataset
 from genrec.data.subjects import Subject
 from genrec.data.tables import Tables, read_tables, write_tables
 from genrec.errors import ConfigError, OutageError, RegistryError, RequestError
-from genrec.night import open_night, open_registry
-from genrec.registry import _metric_name
+from genrec.night import open_night
+from genrec.registry import _metric_name, open_registry
 from genrec.report.page import render
 from genrec.report.summary import Attempt, Summary
 from genrec.requests import certificates

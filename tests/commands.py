@@ -137,6 +137,8 @@ def _command(files: list[int], arguments: list[str], folder: str, environment: d
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)
+    sys.path[:0] = [one for one in environment.get("PYTHONPATH", "").split(os.pathsep) if one and one not in sys.path]
+    importlib.invalidate_caches()
     sys.argv = ["genrec", *arguments]
     code = 1
     try:

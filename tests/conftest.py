@@ -84,9 +84,9 @@ def postgres():
         yield running
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser():
-    """A headless Chromium of this session."""
+    """A headless Chromium of this module: while it is there an event loop runs, in which Prefect waits for nothing."""
     with chromium() as running:
         yield running
 

@@ -98,8 +98,8 @@ class Unknown(GenrecError):
 def make_api(desk: Desk, accounts: Accounts, per_address: Rate, per_account: Rate) -> FastAPI:
     """The application under /api/v1; its schema is /api/v1/openapi.json."""
     told = {
-        401: "No valid token.", 403: "The role may not.", 409: "Refused, with the remedy.", 413: "Too large.",
-        422: "Not as described.", 429: "Too many requests.", 503: "A part does not answer.",
+        400: "The body is no text.", 401: "No valid token.", 403: "The role may not.", 409: "Refused, with the remedy.",
+        413: "Too large.", 422: "Not as described.", 429: "Too many requests.", 503: "A part does not answer.",
     }  # fmt: skip
     api = FastAPI(
         title="genrec console", version="1", docs_url=None, redoc_url=None,  # those pages fetch scripts from elsewhere

@@ -91,7 +91,7 @@ def test_a_source_of_another_package_is_fetched_and_pinned(acme, tmp_path):
     """The last test: it replaces the workspace's data."""
     (tmp_path / "orders.csv").write_text("u1,p1,Lamp,Home\nu2,p1,Lamp,Home\nu1,p2,Rope,Sport\n")
     home, before = acme.workspace.root, data_version(acme.workspace.data_pin)
-    told = genrec(home, "data", "fetch", "acme-orders", "--from", str(tmp_path), **acme.environment).stdout
+    told = genrec(home, "data", "fetch", "acme-orders", "--from", str(tmp_path), **acme.environment).stderr
     assert "Licence: Acme's own orders." in told
     assert json.loads((acme.workspace.data / "source.json").read_text())["provider"] == "acme-genrec 1.2.0"
     assert data_version(acme.workspace.data_pin) != before

@@ -68,7 +68,8 @@ def test_mlflow_knows_the_data_version_each_version_read_and_for_what(past):
         assert {tag.key: tag.value for tag in used.tags} == {"mlflow.data.context": context}
 
 
-def test_the_input_example_is_of_the_catalogue_and_the_model_takes_it(past, bundle):
+def test_the_input_example_is_of_the_catalogue_and_the_model_takes_it(past, bundle, monkeypatch):
+    monkeypatch.setenv("GENREC_HOME", str(past.workspace.root))  # whose ledger it looks into
     model = mlflow.pyfunc.load_model("models:/genrec/1")
     assert model.input_example["history"].tolist() == [list(bundle.table.item_ids[:3])]  # the catalogue's first
     asked = Model.load("models:/genrec/1").load_input_example_params("models:/genrec/1")

@@ -20,8 +20,8 @@ BLOCKS = [pytest.param(page, block, id=f"{page.relative_to(ROOT)}:{i}") for page
           for i, block in enumerate(blocks(page))]  # fmt: skip
 SHELL = ("bash", "sh", "")
 PROGRAMS = {
-    ".", "cd", "chmod", "createdb", "docker", "dvc", "echo", "export", "genrec", "make", "openssl", "pip", "prefect",
-    "python",
+    ".", "cd", "chmod", "cp", "createdb", "docker", "dvc", "echo", "export", "genrec", "make", "openssl", "pip",
+    "prefect", "python",
 }  # fmt: skip
 
 
@@ -33,6 +33,8 @@ def of(*languages: str):
 def test_every_command_is_one_that_exists(page: Path, block: Block):
     for words in commands(block.text) if block.language else [c for c in _plain(block.text) if c[0] == "genrec"]:
         assert words[0] in PROGRAMS, words
+        if words[0] == "docker" and "exec" in words:
+            words = words[words.index("cpu-worker") + 1 :]
         if words[0] == "genrec":
             parse(words)
 

@@ -29,6 +29,8 @@ from tests.servers import BIN, background, kill, prefect_server, wait_for
 from tests.webhook import http_server
 
 ROOT = Path(__file__).parents[2]
+PATIENCE_S = 60
+"""For an answer of the Prefect server, which shares two cores with its workers."""
 FINAL = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 
 
@@ -51,11 +53,11 @@ def deployed(server, trained, tmp_path_factory):
 
 
 def post(url: str, **body):
-    return httpx.post(url, json=body).raise_for_status().json()
+    return httpx.post(url, json=body, timeout=PATIENCE_S).raise_for_status().json()
 
 
 def deployment(url: str, name: str) -> dict:
-    return httpx.get(f"{url}/deployments/name/{name}").raise_for_status().json()
+    return httpx.get(f"{url}/deployments/name/{name}", timeout=PATIENCE_S).raise_for_status().json()
 
 
 def runs(url: str, name: str) -> list[dict]:
@@ -64,7 +66,7 @@ def runs(url: str, name: str) -> list[dict]:
 
 
 def ended(url: str, run_id: str) -> dict | None:
-    run = httpx.get(f"{url}/flow_runs/{run_id}").json()
+    run = httpx.get(f"{url}/flow_runs/{run_id}", timeout=PATIENCE_S).json()
     return run if run["state_type"] in FINAL else None
 
 
@@ -226,7 +228,7 @@ def test_a_run_whose_heartbeats_stop_is_crashed_and_a_night_starts_anew(deployed
         "resource": {"prefect.resource.id": f"prefect.flow-run.{run['id']}"},
         "related": [{"prefect.resource.id": "prefect.tag.genrec", "prefect.resource.role": "tag"}],
     }  # fmt: skip
-    assert httpx.post(f"{url}/events", json=[heartbeat]).is_success
+    assert httpx.post(f"{url}/events", json=[heartbeat], timeout=PATIENCE_S).is_success
     before = {r["id"] for r in runs(url, "unlearn/on-demand")}
     crashed = wait_for(lambda: ended(url, run["id"]), 40)
     assert crashed["state_type"] == "CRASHED"

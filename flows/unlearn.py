@@ -18,6 +18,7 @@ from genrec.data.files import room
 from genrec.data.version import data_version
 from genrec.environment import prepare_environment
 from genrec.errors import GenrecError, NightError, OutageError
+from genrec.evaluation.verdicts import undecided
 from genrec.progress import tracked
 from genrec.registry import answering, open_registry
 from genrec.report.page import write_report
@@ -132,8 +133,8 @@ def _climb(workspace: Workspace, batch_id: str, attempts: list[dict]) -> dict[st
             if tried["verdict"] == "PASS":
                 passed[group["group"]], start, last = method, tried["folder"], tried
                 break
-            undecided = [g["name"] for g in tried["gates"] if g["blocking"] and g["verdict"] != "PASS"]
-            reason = f"{method} was {tried['verdict']}{': ' + ', '.join(undecided) if undecided else ''}."
+            failed = [gate["name"] for gate in undecided(tried["gates"])]
+            reason = f"{method} was {tried['verdict']}{': ' + ', '.join(failed) if failed else ''}."
         else:
             return passed
     if len(plan) == 1:

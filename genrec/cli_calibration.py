@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from genrec.terminal import Json, example, open_workspace, run_flow, show
+from genrec.terminal import Json, example, named, open_workspace, run_flow, show
 
 calibration_app = typer.Typer()
 
@@ -47,9 +47,7 @@ def _rows(found: list[dict]) -> list[dict]:
             "at": one["at"][:16], "method": one["method"], "verdict": one["verdict"], "users": one["n"],
             "split half": None if one["split_half"] is None else round(one["split_half"], 3),
             "seconds": one["wall_s"], "retraining": one["gold_s"], "champion": one["champion"],
-            "gates that did not pass": ", ".join(
-                f"{g['name']} {g['verdict']}" for g in one["gates"] if g["blocking"] and g["verdict"] != "PASS"
-            ),
+            "gates that did not pass": named(one["gates"]),
         }
         for one in found
     ]  # fmt: skip

@@ -30,16 +30,11 @@ def console(
 
     if not Accounts(workspace.console_users).read():
         raise ConfigError("The console has no account yet. Make one: genrec console adduser NAME --role operator.")
-    import uvicorn
-
     from flows.on_demand import on_demand
     from genrec.console.app import make_app
-    from genrec.server import listening_socket
+    from genrec.server import run
 
-    with listening_socket("127.0.0.1", port) as taken:
-        config = uvicorn.Config(make_app(workspace, on_demand()), log_level="warning", access_log=False)
-        show({"url": f"http://127.0.0.1:{port}"}, as_json)
-        uvicorn.Server(config).run(sockets=[taken])
+    run(lambda: make_app(workspace, on_demand()), "127.0.0.1", port, lambda url: show({"url": url}, as_json))
 
 
 @console_app.command("adduser", epilog=example("genrec console adduser vera --role verifier"))

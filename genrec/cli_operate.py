@@ -67,14 +67,9 @@ def serve(
 ) -> None:
     """Recommend over HTTP with the champion, without denied items: POST /recommend, GET /health, GET /metrics."""
     workspace = open_workspace()
-    import uvicorn
+    from genrec.server import make_app, run
 
-    from genrec.server import listening_socket, make_app
-
-    with listening_socket(host, port) as taken:
-        config = uvicorn.Config(make_app(workspace), log_level="warning", access_log=False)
-        show({"url": f"http://{host}:{port}"}, as_json)
-        uvicorn.Server(config).run(sockets=[taken])
+    run(lambda: make_app(workspace), host, port, lambda url: show({"url": url}, as_json))
 
 
 @operate_app.command(epilog=example("genrec doctor"))

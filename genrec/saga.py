@@ -7,6 +7,7 @@ rows destroyed, requests fulfilled.
 
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 
 from genrec import night_report, promotion
 from genrec.candidates import figures
@@ -75,22 +76,21 @@ def _fulfilled(night: Night) -> list[LedgerRequest]:
 def certify(night: Night) -> list[str]:
     """Write a certificate per request with the figures of the gates that decided about it."""
     details, workspace = _details(night), night.workspace
-    registry = open_registry(workspace)
-    names = []
+    registry, signing_key, names = open_registry(workspace), workspace.settings.signing_key, []
+    hashes = [bundle_hash(registry, number) for number in (night.champion_number, details["version"])]
     for request in _fulfilled(night):
         about = (details["groups"][request.id], "final")
         decisive = [a for a in details["attempts"] if a["verdict"] == "PASS" and a["group"] in about]
         facts = certificates.CertificateFacts(
             data_version_before=details["data_version_before"],
             data_version_after=details["data_version"],
-            bundle_hash_before=bundle_hash(registry, night.champion_number),
-            bundle_hash_after=bundle_hash(registry, details["version"]),
+            bundle_hash_before=hashes[0],
+            bundle_hash_after=hashes[1],
             model_version_before=night.champion_number,
             model_version_after=details["version"],
             gates=tuple(_gate_figure(gate) for gate in decisive[-1]["gates"]),
             third_party=third_party(decisive, request.method),
         )
-        signing_key = workspace.settings.signing_key
         names.append(certificates.issue(request, facts, workspace.certificates, signing_key).name)
     return names
 
@@ -145,9 +145,9 @@ def report(night: Night, sid_diff: list[dict]) -> dict:
     return summary.model_dump(mode="json", by_alias=True)
 
 
-def _write(night: Night, summary: Summary):
-    write_report(summary, night.workspace.reports / "nights" / night.batch.id)
-    return write_report(summary, night.workspace.reports / "latest")
+def _write(night: Night, summary: Summary) -> Path:
+    reports = night.workspace.reports
+    return write_report(summary, reports / "nights" / night.batch.id, reports / "latest")
 
 
 def _summary(night: Night, details: dict, requests: list[LedgerRequest], *, finished_at: str, **values) -> Summary:

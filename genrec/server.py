@@ -10,8 +10,10 @@ address is 127.0.0.1 unless it is put behind something that knows who asks.
 """
 
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass
 
+import uvicorn
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
@@ -43,6 +45,17 @@ def listening_socket(host: str, port: int) -> socket.socket:
             f"Port {port} of {host} is not to be had: {error.strerror}. Stop what listens there, or choose another "
             "with --port."
         ) from error
+
+
+def run(make: Callable[[], FastAPI], host: str, port: int, ready: Callable[[str], None]) -> None:
+    """Run what `make` gives on an address until it is stopped; `ready` hears of its URL.
+
+    Raises ConfigError where the address cannot be had.
+    """
+    with listening_socket(host, port) as taken:
+        config = uvicorn.Config(make(), log_level="warning", access_log=False)
+        ready(f"http://{host}:{port}")
+        uvicorn.Server(config).run(sockets=[taken])
 
 
 class Asked(Section):

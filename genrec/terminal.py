@@ -14,6 +14,7 @@ from genrec.config import Workspace
 from genrec.config import workspace as current_workspace
 from genrec.environment import prepare_environment
 from genrec.errors import GenrecError, OutageError
+from genrec.evaluation.verdicts import undecided
 
 DEBUG = "GENREC_DEBUG"
 COLOURS = {"ok": "green", "warning": "yellow", "broken": "bold red"}
@@ -136,15 +137,17 @@ def measure_rows(measures: dict) -> list[dict]:
     ]
 
 
+def named(gates: list[dict]) -> str:
+    """The gates that did not pass, each with its verdict."""
+    return ", ".join(f"{gate['name']} {gate['verdict']}" for gate in undecided(gates))
+
+
 def attempt_rows(summary: dict) -> list[dict]:
-    rows = []
-    for a in summary["attempts"]:
-        undecided = [f"{g['name']} {g['verdict']}" for g in a["gates"] if g["blocking"] and g["verdict"] != "PASS"]
-        rows.append(
-            {"group": a["group"], "method": a["method"], "verdict": a["verdict"], "seconds": a["wall_s"],
-             "gates that did not pass": ", ".join(undecided)}
-        )  # fmt: skip
-    return rows
+    return [
+        {"group": a["group"], "method": a["method"], "verdict": a["verdict"], "seconds": a["wall_s"],
+         "gates that did not pass": named(a["gates"])}
+        for a in summary["attempts"]
+    ]  # fmt: skip
 
 
 def request_rows(summary: dict) -> list[dict]:

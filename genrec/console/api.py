@@ -16,7 +16,6 @@ from starlette.exceptions import HTTPException
 from genrec.console.accounts import Account, Accounts
 from genrec.console.desk import Desk
 from genrec.console.nights import Past, Running
-from genrec.console.pages import now
 from genrec.console.refusals import UNREACHABLE, status_of
 from genrec.console.roles import Action, require
 from genrec.console.throttle import Rate, Throttle
@@ -24,6 +23,7 @@ from genrec.data.subjects import LONGEST_ID, Subject
 from genrec.errors import GenrecError
 from genrec.requests import states
 from genrec.section import Section
+from genrec.terminal import now
 
 PER_ADDRESS, PER_ACCOUNT = Rate(120, 2), Rate(60, 1)
 

@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session
 
 from genrec.config import Workspace
 from genrec.errors import MissingError, RequestError
+from genrec.evaluation.verdicts import undecided
 from genrec.requests.lease import NIGHT, Held, held
 from genrec.requests.ledger import Ledger
 from genrec.requests.schema import BatchRow, RequestRow
@@ -145,7 +146,7 @@ class Nights:
         return tuple(
             Attempt(
                 one["group"], one["method"], one["verdict"], one["wall_s"], one["reason"],
-                tuple(gate["name"] for gate in one["gates"] if gate["blocking"] and gate["verdict"] != "PASS"),
+                tuple(gate["name"] for gate in undecided(one["gates"])),
             )
             for one in told
         )  # fmt: skip

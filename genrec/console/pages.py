@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Form, Request, Response
@@ -20,6 +20,7 @@ from genrec.data.subjects import FIELDS, Subject
 from genrec.errors import AccessError, GenrecError, RegistryError
 from genrec.requests.states import CLOSED, PERSONAL, TRANSITIONS
 from genrec.requests.states import Request as LedgerRequest
+from genrec.terminal import now
 
 COOKIE = "genrec_console"
 LOGINS_PER_NAME, LOGINS_PER_ADDRESS = Rate(5, 1 / 60), Rate(20, 1 / 10)
@@ -46,10 +47,6 @@ def environment() -> Environment:
 
 def _when(moment: datetime | None) -> str:
     return f"{moment:%Y-%m-%d %H:%M}" if moment else "–"
-
-
-def now() -> datetime:
-    return datetime.now(UTC)
 
 
 class Pages:

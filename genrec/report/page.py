@@ -27,11 +27,13 @@ NUMERIC = (
 )  # fmt: skip
 
 
-def write_report(summary: Summary, directory: Path) -> Path:
-    """Write `summary.json` and `index.html` into `directory`, each atomically; returns the page's path."""
+def write_report(summary: Summary, *directories: Path) -> Path:
+    """Write `summary.json` and `index.html` into each directory, each atomically; returns the last page's path."""
     page = render(summary)
-    write_summary(summary, directory)
-    return write_atomic(directory / "index.html", page)
+    for directory in directories:
+        write_summary(summary, directory)
+        write_atomic(directory / "index.html", page)
+    return directories[-1] / "index.html"
 
 
 def render(summary: Summary) -> str:

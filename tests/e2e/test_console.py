@@ -12,9 +12,9 @@ from genrec.config import Settings
 from genrec.console.accounts import Accounts
 from genrec.console.roles import Role
 from genrec.requests.certificates import verify
-from tests.browser import PHONE, quiet_page, serious_findings
-from tests.conftest import set_params
-from tests.crash import CONCEPT, UNLEARNING, copied
+from tests.browser import PHONE, artefacts, quiet_page, serious_findings
+from tests.conftest import copied, set_params
+from tests.crash import CONCEPT, UNLEARNING
 from tests.servers import BIN, background, free_port, wait_for
 
 PASSWORD = "correct horse battery"
@@ -37,13 +37,6 @@ def console(trained, tmp_path_factory):
     with background(command, home.with_suffix(".log"), environment):
         wait_for(lambda: httpx.get(f"{url}/login").is_success, 120)
         yield url, home
-
-
-@pytest.fixture(scope="module")
-def artefacts(tmp_path_factory):
-    """Where screenshots are kept."""
-    folder = os.environ.get("GENREC_TEST_ARTEFACTS")
-    return Path(folder) if folder else tmp_path_factory.mktemp("artefacts")
 
 
 def log_in(page, url, name):
@@ -77,8 +70,8 @@ def submit(page, concept, look=lambda page: None):
     return page.get_by_role("heading", name=re.compile("Request r-")).inner_text().split()[-1]
 
 
-def test_from_a_request_to_its_certificate(console, browser, artefacts):
-    url, home = console
+def test_from_a_request_to_its_certificate(console, browser, tmp_path):
+    (url, home), pictures = console, artefacts(tmp_path)
     with quiet_page(browser) as rita:
         rita.goto(f"{url}/requests")
         assert rita.url == f"{url}/login"
@@ -124,10 +117,12 @@ def test_from_a_request_to_its_certificate(console, browser, artefacts):
         assert_readable(oscar)
         attempts = oscar.get_by_role("table", name=re.compile("Attempts"))
         attempts.get_by_role("cell", name="tracer", exact=True).wait_for()
-        oscar.screenshot(path=artefacts / "console-night.png", full_page=True)
+        oscar.screenshot(path=pictures / "console-night.png", full_page=True)
         report = oscar.get_by_role("link", name=f"report of {night}")
         report.wait_for()
         status.filter(has_text="Nothing is running").wait_for()
+        told = json.loads((home / "reports" / "nights" / night / "summary.json").read_text())
+        assert told["outcome"] == "promoted", told["reason"]
         assert_readable(oscar)
 
         report.click()
@@ -146,7 +141,7 @@ def test_from_a_request_to_its_certificate(console, browser, artefacts):
         assert Path(download.value.path()).read_bytes() == issued.read_bytes()
         assert verify(issued).ok
         assert json.loads(issued.read_text())["request"]["label"] == CONCEPT
-        oscar.screenshot(path=artefacts / "console-request.png", full_page=True)
+        oscar.screenshot(path=pictures / "console-request.png", full_page=True)
         oscar.get_by_role("button", name="Log out").click()
         oscar.goto(f"{url}/nights")
         assert oscar.url == f"{url}/login"

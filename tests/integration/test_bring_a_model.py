@@ -13,8 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from genrec import base_model, pipeline
 from genrec.config import Settings
 from genrec.registry import open_registry
-from tests.conftest import TINY, set_params
-from tests.crash import copied
+from tests.conftest import TINY, copied, set_params
 from tests.snippets import ROOT, blocks
 
 BLOCKS = {block.title: block.text for block in blocks(ROOT / "docs" / "how-to" / "bring-a-model.md")}

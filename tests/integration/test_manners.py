@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import runpy
 import subprocess
 import sys
 
@@ -124,16 +125,8 @@ def test_completion_can_be_installed(tmp_path):
     assert "_GENREC_COMPLETE=complete_bash" in script.read_text()
 
 
-def leaves(command, path=("genrec",)):
-    if not hasattr(command, "commands") or command.invoke_without_command:
-        yield " ".join(path), command
-    if not hasattr(command, "commands"):
-        return
-    for name, child in command.commands.items():
-        yield from leaves(child, (*path, name))
-
-
-COMMANDS = {path: command for path, command in leaves(ROOT_COMMAND) if not path.startswith("genrec stage ")}
+LEAVES = runpy.run_path(str(ROOT / "docs" / "generate.py"))["leaves"](ROOT_COMMAND, ("genrec",))
+COMMANDS = {" ".join(path): command for path, command in LEAVES if path[1] != "stage"}
 
 
 @pytest.mark.parametrize("path", COMMANDS)

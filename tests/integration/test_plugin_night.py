@@ -13,8 +13,7 @@ from genrec.lineage import of_version
 from genrec.planning import claim
 from genrec.requests.certificates import verify
 from genrec.requests.store import open_ledger
-from tests.conftest import TINY, genrec, set_params
-from tests.crash import copied
+from tests.conftest import TINY, copied, genrec, set_params
 from tests.plugin import install_example, path_with
 
 CONCEPT = "Gambling"

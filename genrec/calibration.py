@@ -22,6 +22,7 @@ from genrec.data.sequences import Dataset, load_dataset, without
 from genrec.data.version import data_version
 from genrec.errors import DataError, UnlearningError
 from genrec.evaluation import gates
+from genrec.evaluation.forgetting import holdout_users
 from genrec.evaluation.judge import ATTACK, GAP, Erased, Forgotten, Measured, judge, measure
 from genrec.evaluation.rules import rules
 from genrec.evaluation.statistics import Bootstrap, Measure, mean
@@ -73,8 +74,12 @@ def params_hash(params: Params, name: str) -> str:
 def cohort(dataset: Dataset, params: Params, at: datetime) -> np.ndarray:
     """`calibration.users` trained users (indices), capped at a third of them; another draw in each ISO week.
 
-    Raises DataError where there are fewer than three to draw from.
+    Raises DataError where there are fewer than three to draw from, or no never-seen people to compare them with.
     """
+    if len(holdout_users(dataset)) == 0:
+        raise DataError(
+            "Nobody was held out of training, so no calibration can pass. Set split.holdout_users above 0, train again."
+        )
     trained = dataset.trained_users
     size = min(params.calibration.users, len(trained) // SMALLEST_SHARE)
     if size == 0:

@@ -39,7 +39,9 @@ class DataParams(Section):
 
 
 class SplitParams(Section):
-    holdout_users: float = Field(0.1, gt=0, lt=0.5, description="share of users that never enter training")
+    holdout_users: float = Field(
+        0.1, ge=0, lt=0.5, description="share of users that never enter training; 0: no gate about people can pass"
+    )
 
 
 class EmbedParams(Section):
@@ -69,10 +71,12 @@ class SidParams(Section):
     rq_vae: RqVaeParams = RqVaeParams()
 
     def codes_for(self, items: int) -> int:
-        """Codes per level for a catalogue of `items`: 256 from 10k items, else about 40 items per level-1 code."""
+        """Codes per level for a catalogue of `items`: 256 from 10k items, else about 40 items per level-1 code, and
+        never more than items."""
         if self.codes != "auto":
             return self.codes
-        return 256 if items >= 10_000 else int(min(256, max(16, 2 ** round(math.log2(max(items, 1) / 40)))))
+        codes = 256 if items >= 10_000 else int(min(256, max(16, 2 ** round(math.log2(max(items, 1) / 40)))))
+        return min(codes, max(items, 1))
 
 
 class ArchitectureParams(Section):

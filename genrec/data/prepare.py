@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from genrec.config import Params
 from genrec.data.files import replaced_directory
+from genrec.data.sources import time_resolution
 from genrec.data.subjects import read_tombstones, tombstoned
 from genrec.data.tables import PREPARED, SCHEMAS, Tables, read_tables
 from genrec.errors import DataError
@@ -27,7 +28,7 @@ class PrepareReport:
     """Counts of the prepared tables and of what was dropped on the way.
 
     Attributes: tombstoned, duplicates, outside - rows dropped (outside: by k-core, or by the pin); rounds - of k-core,
-    0 when pinned; tied_targets - share of test rows with the same timestamp as the row before, in [0, 1].
+    0 when pinned; tied_targets - share of test rows that the source's times do not tell from the row before, in [0, 1].
     """
 
     users: int
@@ -51,7 +52,7 @@ def prepare(data_dir: Path, prepared_dir: Path, params: Params, key: bytes) -> P
     tables = read_tables(data_dir)
     gone = tombstoned(tables.interactions, tables.items, read_tombstones(data_dir), key)
     tables = Tables(tables.interactions.filter(pa.array(~gone)), tables.items)
-    rows, counts = _rows(tables, params)
+    rows, counts = _rows(tables, params, time_resolution(data_dir))
     if not len(rows):
         raise DataError(
             f"No interaction is left of {len(gone)} with data.k_core = {params.data.k_core}. Lower it, or add data."
@@ -77,8 +78,11 @@ def prepare(data_dir: Path, prepared_dir: Path, params: Params, key: bytes) -> P
     return report
 
 
-def _rows(tables: Tables, params: Params) -> tuple[pa.Table, dict[str, int]]:
-    """The prepared rows with a column `tied`, and how many rows each step dropped."""
+def _rows(tables: Tables, params: Params, resolution: int) -> tuple[pa.Table, dict[str, int]]:
+    """The prepared rows with a column `tied`, and how many rows each step dropped.
+
+    resolution: seconds; rows are ordered by their whole timestamps and tied where these lie in the same such span.
+    """
     import ibis
     from ibis import _
 
@@ -106,7 +110,7 @@ def _rows(tables: Tables, params: Params) -> tuple[pa.Table, dict[str, int]]:
         rows = rows.mutate(
             position=ibis.row_number().over(forward),
             from_end=ibis.row_number().over(backward),
-            tied=(_.timestamp == _.timestamp.lag().over(forward)).fill_null(False),
+            tied=(_.timestamp // resolution == _.timestamp.lag().over(forward) // resolution).fill_null(False),
         )
         if not tables.pinned:
             # Hex digits of equal length sort as numbers do: this reads the digest as a number in [0, 1).

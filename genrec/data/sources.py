@@ -56,7 +56,8 @@ class FetchReport:
     """What was fetched; also the content of `source.json`.
 
     Attributes: licence - lines to show the user; sha256 - of each raw input file, by name; seed - simulated only;
-    provider - distribution and version of the package a source is from, where that is not genrec.
+    provider - distribution and version of the package a source is from, where that is not genrec; time_resolution -
+    seconds within which the source does not tell times apart.
     """
 
     name: str
@@ -69,12 +70,17 @@ class FetchReport:
     sha256: dict[str, str]
     seed: int | None = None
     provider: str | None = None
+    time_resolution: int = 1
 
 
 @dataclass(frozen=True)
 class Source:
     """A kind of source. `build(raw)` makes the tables of the raw files, by name; `files` are their pinned SHA-256, None
-    for any. The tables of a source of another package (`genrec.sources`) are checked as a user's own are."""
+    for any. The tables of a source of another package (`genrec.sources`) are checked as a user's own are.
+
+    time_resolution: seconds within which the source does not tell times apart. `build` may still order such rows, as
+    the source does; `prepare` counts them as tied.
+    """
 
     licence: tuple[str, ...]
     citation: str
@@ -82,6 +88,7 @@ class Source:
     files: dict[str, str | None]
     build: Callable[[dict[str, bytes]], Tables]
     zip_md5: str | None = None
+    time_resolution: int = 1
 
 
 def fetch(name: str, data_dir: Path, *, source_dir: Path | None, params: DataParams, seed: int) -> FetchReport:
@@ -107,7 +114,16 @@ def fetch(name: str, data_dir: Path, *, source_dir: Path | None, params: DataPar
                 f"Fetch the original from {source.url}."
             )
     tables = source.build(raw)
-    return _store(data_dir, tables, name, source.licence, source.citation, source.url, digests, provider=provider)
+    return _store(
+        data_dir, tables, name, source.licence, source.citation, source.url, digests, provider=provider,
+        time_resolution=source.time_resolution,
+    )  # fmt: skip
+
+
+def time_resolution(data_dir: Path) -> int:
+    """Seconds within which the source of the tables in `data_dir` does not tell times apart."""
+    told = data_dir / "source.json"
+    return json.loads(told.read_text()).get("time_resolution", 1) if told.exists() else 1
 
 
 def plugins() -> dict[str, Plugin]:
@@ -133,14 +149,18 @@ def _source(name: str) -> tuple[Source, str | None]:
     return replace(found, build=guarded(plugin, build, DataError)), plugin.provider
 
 
-def _store(data_dir, tables, name, licence, citation, url, digests, seed=None, provider=None) -> FetchReport:
+def _store(
+    data_dir, tables, name, licence, citation, url, digests, seed=None, provider=None, time_resolution=1
+) -> FetchReport:
     users = len(tables.interactions["user_id"].unique())
     report = FetchReport(
-        name, licence, citation, url, len(tables.interactions), users, len(tables.items), digests, seed, provider
-    )
+        name, licence, citation, url, len(tables.interactions), users, len(tables.items), digests, seed, provider,
+        time_resolution,
+    )  # fmt: skip
     told = asdict(report)
-    if provider is None:
-        del told["provider"]  # a file of genrec's own sources is what it was before there were others
+    for key, usual in (("provider", None), ("time_resolution", 1)):
+        if told[key] == usual:
+            del told[key]  # files of most sources are what they were before there were others
     stones = data_dir / TOMBSTONES
     with replaced_directory(data_dir) as folder:
         write_tables(tables, folder)
@@ -257,8 +277,9 @@ def _ml_latest_small(raw: dict[str, bytes]) -> Tables:
 
 def _amazon_beauty(raw: dict[str, bytes]) -> Tables:
     """Amazon Beauty has days between purchases, not times: the timestamp is days since the user's first one, in
-    seconds, plus the place within the day. That keeps the source's order, but the order within a day is by product
-    code, not by time, and for 44 % of users the last item is one of such a day: treat the last item as approximate.
+    seconds, plus the place within the day. That keeps the published order, on which the literature's figures are, but
+    the order within a day is by product code, not by time, and for 44 % of users the last item is one of such a day:
+    treat the last item as approximate.
     """
     rows = _frame(raw, "interactions.parquet", ["user_idx", "pos", "item_idx", "gap_days"])
     rows = rows.sort_values(["user_idx", "pos"])
@@ -342,6 +363,7 @@ SOURCES = {
         url="https://cseweb.ucsd.edu/~jmcauley/datasets/amazon/links.html",
         files={"interactions.parquet": None, "items.parquet": None},
         build=_amazon_beauty,
+        time_resolution=86_400,
     ),
     "amazon-scientific": Source(
         licence=AMAZON,

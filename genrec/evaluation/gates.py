@@ -110,6 +110,7 @@ def by_construction(gate: Gate) -> Gate:
     return replace(gate, blocking=False, rule=f"{gate.rule}; holds by construction, shown for information")
 
 
+NOBODY_UNSEEN = "there are no never-seen people: split.holdout_users was 0"
 USER_FORGETTING = ("user-nll", "membership", "over-forgetting")
 CARRIED = "carried by the calibration of"
 
@@ -170,7 +171,8 @@ def user_gates(
 
     Fewer than `min_users` people are INCONCLUSIVE whatever their intervals: a bootstrap over so few is far too narrow
     (of groups of three perfectly forgotten people a fifth would FAIL). With a retrained model at hand each may also be
-    met by equivalence to it; the gate shows the route that passed, else the comparison with the retrained model.
+    met by equivalence to it; the gate shows the route that passed, else the comparison with the retrained model. All
+    of them need never-seen people, and are INCONCLUSIVE without any.
     """
     bound, (low, high) = params.user_nll, params.membership
     gap, attack = found.gap(plan), found.membership(plan)
@@ -179,9 +181,13 @@ def user_gates(
         from_measure("membership", attack, INSIDE, (low, high), "AUC of the loss attack"),
         from_measure("over-forgetting", gap, AT_MOST, bound, "not pushed beyond never-seen users, nat/token"),
     ]
+    too_few = ""
     if len(found.forgotten) < params.min_users:
-        few = f"; fewer than {params.min_users} people decide nothing"
-        return [replace(gate, verdict="INCONCLUSIVE", rule=gate.rule + few) for gate in result]
+        too_few = f"; fewer than {params.min_users} people decide nothing"
+    elif len(found.unseen) == 0:
+        too_few = f"; {NOBODY_UNSEEN}"
+    if too_few:
+        return [replace(gate, verdict="INCONCLUSIVE", rule=gate.rule + too_few) for gate in result]
     if retrained is None:
         return result
     over, theirs, margin = found.gap_over(retrained, plan), retrained.membership(plan), params.user_nll_retrained

@@ -59,6 +59,9 @@ def user_nll(spread: UserForgetting, bound: float, confidence: float, power: flo
 
     where W is the sum for infinitely many users: what the holdout group alone costs, whatever n is.
     """
+    unit = "forgotten users, against never-seen ones"
+    if len(spread.unseen) < 2:
+        return Need("user-nll", unit, None, note=f"{len(spread.unseen)} never-seen users: raise split.holdout_users")
     limit = equivalence_se(bound, confidence, power) ** 2
     difference = spread.forgotten - spread.unseen[spread.matches].mean(1)
     shares = np.bincount(spread.matches.ravel(), minlength=len(spread.unseen)) / spread.matches.size
@@ -66,7 +69,6 @@ def user_nll(spread: UserForgetting, bound: float, confidence: float, power: flo
     unseen = float(spread.unseen.var(ddof=1))
     per_user = float(difference.var(ddof=1)) + unseen * (1 - many) / MATCHES
     floor = unseen * many
-    unit = "forgotten users, against never-seen ones"
     if floor >= limit:
         # floor shrinks as 1 / holdout: n = holdout = k solves per_user / k + floor m / k = limit
         size = math.ceil((per_user + floor * len(spread.unseen)) / limit)

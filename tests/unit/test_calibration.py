@@ -1,7 +1,7 @@
 """Calibration: the shadow cohort, what a small shop's methods get, what is stored and what is never kept."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session
 from genrec import calibration
 from genrec.calibration import GOLD, OVER_RETRAINED, TEST_NLL, calibrate, cohort, params_hash, shadow
 from genrec.config import CalibrationParams, Params
+from genrec.data.sequences import HOLDOUT, TRAIN
 from genrec.errors import DataError, UnlearningError
 from genrec.evaluation.judge import ATTACK, GAP
 from genrec.requests.audit import verify_chain
@@ -54,6 +55,12 @@ def test_the_cohort_is_trained_people_and_another_one_each_week(dataset, few):
     assert users.tolist() != cohort(dataset, few, NOW.replace(year=2030)).tolist()
     other = few.model_copy(update={"seed": 1})
     assert users.tolist() != cohort(dataset, other, NOW).tolist()
+
+
+def test_a_shop_without_never_seen_people_is_not_calibrated(dataset, few):
+    everybody = replace(dataset, split=np.where(dataset.split == HOLDOUT, TRAIN, dataset.split))
+    with pytest.raises(DataError, match=r"no calibration can pass. Set split\.holdout_users above 0"):
+        cohort(everybody, few, NOW)
 
 
 def test_the_cohort_is_at_most_a_third_of_the_trained(dataset, few):

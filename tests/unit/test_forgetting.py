@@ -6,7 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from genrec.data.sequences import HOLDOUT
+from genrec.config import GateParams
+from genrec.data.sequences import HOLDOUT, TRAIN
+from genrec.evaluation import power
+from genrec.evaluation.evidence import curve
 from genrec.evaluation.forgetting import (
     MATCHES,
     concept_exposure,
@@ -15,8 +18,11 @@ from genrec.evaluation.forgetting import (
     user_forgetting,
     user_nll,
 )
+from genrec.evaluation.gates import user_gates
+from genrec.evaluation.membership import membership
 from genrec.evaluation.ranking import Cases, Ranking, held_out, training_histories
-from genrec.evaluation.statistics import Bootstrap, wilson
+from genrec.evaluation.robustness import extraction
+from genrec.evaluation.statistics import NOTHING, Bootstrap, wilson
 from genrec.models.beam import encode_histories, exact_scores
 from genrec.training.base import train_adapter
 from genrec.training.rows import chunk, whole
@@ -95,6 +101,24 @@ def test_overtraining_shows_as_membership(backbone, bundle, dataset, trained, ta
     seen = user_forgetting(parrot, parrot.model(), dataset, few)
     assert seen.gap(PLAN).high < -0.1
     assert seen.membership(PLAN).low > 0.9
+
+
+def test_without_never_seen_people_every_figure_is_unknown_and_no_gate_passes(bundle, model, dataset, trained):
+    """`split.holdout_users` 0, as the published protocols have it."""
+    everybody = replace(dataset, split=np.where(dataset.split == HOLDOUT, TRAIN, dataset.split))
+    found = user_forgetting(bundle, model, everybody, trained[:12])
+    assert (len(found.unseen), found.matches.shape) == (0, (12, 0))
+    for reference in (None, found):
+        verdicts = user_gates(found, GateParams(min_users=10), PLAN, reference)
+        assert {gate.verdict for gate in verdicts} == {"INCONCLUSIVE"}
+        assert all(gate.rule.endswith("there are no never-seen people: split.holdout_users was 0") for gate in verdicts)
+    assert found.gap(PLAN) is found.gap_over(found, PLAN) is found.membership(PLAN) is NOTHING
+    assert membership(bundle, model, everybody, trained[:12], PLAN).min_k.tpr is NOTHING
+    prompted = extraction(bundle, model, everybody, trained[:12], holdout_users(everybody), PLAN)
+    assert (prompted.forgotten.n, prompted.difference) == (12, NOTHING)
+    assert curve(found, found.membership(PLAN), 0.95).points == ()
+    assert power.user_nll(found, 0.05, 0.95, 0.8).note == "0 never-seen users: raise split.holdout_users"
+    assert power.membership(0, (0.45, 0.55), 0.95, 0.8).note.startswith("0 never-seen users are too few")
 
 
 def test_each_person_is_compared_with_the_nearest_in_length(bundle, model, dataset, trained):

@@ -6,8 +6,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from genrec.config import DataParams, Params
+from genrec.config import DataParams, Params, SplitParams
 from genrec.data.prepare import prepare
+from genrec.data.sources import fetch
 from genrec.data.subjects import Subject, tombstones_text
 from genrec.data.tables import SCHEMAS, Tables, write_tables
 from genrec.errors import DataError
@@ -60,6 +61,33 @@ def test_ties_follow_the_seeded_hash_and_not_the_file(tmp_path):
     own = [row["item_id"] for row in prepared[0] if row["user_id"] == "u2"]
     assert own == sorted(own, key=lambda item: hashlib.sha256(f"0|u2|{item}".encode()).hexdigest())
     assert report.tied_targets == 1.0
+
+
+def test_ties_are_counted_at_the_time_resolution_of_the_source_and_its_order_stays(tmp_path):
+    """Two people of Amazon Beauty: the last item of the first is of the day before it, that of the second is not."""
+    raw, columns = tmp_path / "raw", ["user_idx", "pos", "item_idx", "gap_days"]
+    raw.mkdir()
+    rows = [(1, 0, 4, 0), (1, 1, 2, 5), (1, 2, 3, 0), (2, 0, 1, 0), (2, 1, 4, 0), (2, 2, 2, 1)]
+    pq.write_table(pa.table([*map(list, zip(*rows, strict=True))], names=columns), raw / "interactions.parquet")
+    items = {"item_idx": [1, 2, 3, 4], "title": list("abcd"), "category_paths": ['[["Beauty"]]'] * 4}
+    items |= {"leaf_category": ["Beauty"] * 4, "brand": [None, "b", "b", "b"]}
+    pq.write_table(pa.table(items), raw / "items.parquet")
+    params = Params(data=DataParams(k_core=1), split=SplitParams(holdout_users=0))
+    fetch("amazon-beauty", tmp_path / "data", source_dir=raw, params=params.data, seed=0)
+    report = prepare(tmp_path / "data", tmp_path / "prepared", params, KEY)
+    found = rows_of(tmp_path / "prepared")
+    assert [(r["user_id"], r["item_id"]) for r in found] == [(str(user), str(item)) for user, _, item, _ in rows]
+    assert report.tied_targets == 0.5
+    (tmp_path / "data" / "source.json").unlink()  # as a person's own tables: to the second
+    assert prepare(tmp_path / "data", tmp_path / "prepared", params, KEY).tied_targets == 0
+
+
+def test_without_holdout_users_everybody_is_trained_and_tested(tmp_path):
+    params = Params(seed=4, split=SplitParams(holdout_users=0))
+    report = prepare(write(tmp_path / "data", grid()), tmp_path / "prepared", params, KEY)
+    splits = Counter(row["split"] for row in rows_of(tmp_path / "prepared"))
+    assert report.holdout_users == 0
+    assert splits == {"train": 120, "valid": 30, "test": 30}
 
 
 def test_k_core_matches_a_slow_oracle_and_drops_items(tmp_path):

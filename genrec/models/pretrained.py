@@ -8,26 +8,34 @@ is taken: eos, sampling and whatever else a checkpoint says on generation stay b
 import torch
 from torch import nn
 
-from genrec.errors import ConfigError
+from genrec.errors import ConfigError, reason
 from genrec.models.backbone import Backbone, of_model
+from genrec.models.beam import Prompts, continued, prefill
 from genrec.sid.table import Vocabulary
 
+FAMILIES = ("llama", "qwen2", "qwen3", "gpt2", "gpt_neox", "opt")
+"""Model types that the tests take through training, decoding and a bundle."""
 
-def load_pretrained(checkpoint: str, vocabulary: Vocabulary, seed: int) -> Backbone:
+SAME = 1e-2
+"""Log-probabilities of a checkpoint's sequences may differ by so much (nat) between one pass and beam search."""
+
+
+def load_pretrained(checkpoint: str, vocabulary: Vocabulary, seed: int, window: int) -> Backbone:
     """The causal LM of a Hugging Face name or folder in float32, with rows for the SID tokens drawn from `seed`.
 
-    Raises ConfigError when there is none.
+    Raises ConfigError when there is none, and for one that cannot be decoded here: too few positions for `window` items
+    and a target, or no beams as positions of one sequence.
     """
     from transformers import AutoModelForCausalLM
 
     try:
         model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32, use_safetensors=True)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0]
+    except Exception as error:  # of transformers, safetensors, the hub, or a package that the checkpoint needs
         raise ConfigError(
-            f"architecture.checkpoint = {checkpoint!r} is no causal LM that can be loaded: {reason} "
-            "Give a Hugging Face name or a folder with config.json and model.safetensors."
+            f"architecture.checkpoint = {checkpoint!r} is no causal LM that can be loaded: {reason(error)} "
+            "Give a Hugging Face name or a folder with config.json and model.safetensors, whole and not quantised."
         ) from error
+    _check(model.eval(), checkpoint, vocabulary, window)
     count = vocabulary.size
     model.resize_token_embeddings(model.get_input_embeddings().num_embeddings + count, mean_resizing=False)
     tables = {id(e.weight): e.weight for e in (model.get_input_embeddings(), model.get_output_embeddings())}
@@ -38,6 +46,49 @@ def load_pretrained(checkpoint: str, vocabulary: Vocabulary, seed: int) -> Backb
             rows = torch.randn(count, weight.shape[1], generator=generator) * old.std()
             weight.copy_(torch.cat([rows, old]))
     return of_model(_shape(model, vocabulary), model)
+
+
+def _check(model: nn.Module, checkpoint: str, vocabulary: Vocabulary, window: int) -> None:
+    """Raises ConfigError where the loaded `model` cannot do what training and decoding ask of it."""
+    name = f"architecture.checkpoint = {checkpoint!r} ({model.config.model_type})"
+    if getattr(model.config, "quantization_config", None) is not None:
+        raise ConfigError(f"{name} is quantised already. Give it unquantised; architecture.dtype makes it small.")
+    config, needed = model.config.get_text_config(), (window + 1) * vocabulary.levels
+    for limit in ("max_position_embeddings", "sliding_window"):
+        positions = getattr(config, limit, None)
+        if positions is not None and positions < needed:
+            raise ConfigError(
+                f"{name} has {limit} {positions}, and {window} items of history and a target of {vocabulary.levels} "
+                f"tokens each take {needed}. Lower architecture.window to {positions // vocabulary.levels - 1}, or "
+                "take another checkpoint."
+            )
+    try:
+        apart = _beams_differ(model)
+    except Exception as error:  # whatever a model does with arguments it does not know
+        raise ConfigError(f"{name} cannot be decoded: {reason(error)} {_remedy()}") from error
+    if not apart <= SAME:  # NaN too
+        raise ConfigError(
+            f"{name} cannot be decoded: two beams in one sequence under a 4D mask differ by {apart:.2g} nat from each "
+            f"alone. {_remedy()}"
+        )
+
+
+def _remedy() -> str:
+    return f"Model types that are tested: {', '.join(FAMILIES)}."
+
+
+@torch.inference_mode()
+def _beams_differ(model: nn.Module) -> float:
+    """Two continuations side by side, as beam search has them, against one pass over each: the largest difference."""
+    prompt, paths = torch.arange(1, 6)[None], torch.tensor([[6, 7], [8, 9]])
+    _, cache, position = prefill(model, Prompts(prompt, torch.ones_like(prompt, dtype=torch.bool)))
+    own, found = torch.eye(2, dtype=torch.bool), []
+    for step in range(2):
+        visible = torch.cat([torch.ones(2, prompt.shape[1], dtype=torch.bool), own.repeat(1, step + 1)], 1)
+        found.append(continued(model, paths[None, :, step], visible[None], position[:, None] + step, cache))
+    whole = model(input_ids=torch.cat([prompt.expand(2, -1), paths], 1), use_cache=False).logits.float()
+    expected = whole.log_softmax(-1)[:, -2:]
+    return float((torch.stack(found, 2)[0] - expected).abs().max())
 
 
 def _shape(model: nn.Module, vocabulary: Vocabulary) -> dict:

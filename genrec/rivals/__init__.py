@@ -1,6 +1,7 @@
 """Recommenders without semantic IDs, one file each behind one interface, ranked by the same evaluator."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -22,10 +23,10 @@ class Rival(Protocol):
         """Score of every item, higher is better: item indices, oldest first -> float32 [batch, items]."""
 
 
-RIVALS: dict[str, Callable[[Dataset, RivalsParams, int], Rival]] = {
+RIVALS: dict[str, Callable[[Dataset, RivalsParams, int, Path | None], Rival]] = {
     "sasrec": sasrec.fit, "item_knn": item_knn.fit, "popularity": popularity.fit,
 }  # fmt: skip
-"""Fit on the training rows of a dataset, from a seed."""
+"""Fit on the training rows of a dataset, from a seed; an interrupted training goes on from its checkpoint."""
 
 SEEDED = ("sasrec",)
 """The rivals that a seed changes."""

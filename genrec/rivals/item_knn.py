@@ -6,6 +6,7 @@ of sim(i, j) over the items i of the history, an item weighted by recency ** (nu
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from scipy.sparse import csr_array
@@ -33,8 +34,9 @@ class ItemKnn:
         return (baskets @ self.similarity).toarray().astype(np.float32)
 
 
-def fit(dataset: Dataset, params: RivalsParams, seed: int) -> ItemKnn:
-    """No randomness: the seed changes nothing. Equal similarities are kept in item order."""
+def fit(dataset: Dataset, params: RivalsParams, seed: int, checkpoint: Path | None = None) -> ItemKnn:
+    """No randomness and nothing to go on with: seed and checkpoint change nothing. Equal similarities are kept in item
+    order."""
     section, count = params.item_knn, len(dataset.item_ids)
     owner = np.repeat(np.arange(len(dataset.user_ids)), np.diff(dataset.offsets))
     trained = dataset.split == TRAIN

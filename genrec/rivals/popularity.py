@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -24,6 +25,6 @@ class Popularity:
         return np.tile(self.counts.astype(np.float32), (len(histories), 1))
 
 
-def fit(dataset: Dataset, params: RivalsParams, seed: int) -> Popularity:
-    """Neither a parameter nor the seed changes it."""
+def fit(dataset: Dataset, params: RivalsParams, seed: int, checkpoint: Path | None = None) -> Popularity:
+    """Neither a parameter nor the seed changes it, and there is nothing to go on with."""
     return Popularity(training_counts(dataset))

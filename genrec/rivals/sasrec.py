@@ -6,6 +6,7 @@ tied with the output; layers normalise first; the epoch with the best validation
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from genrec.errors import DataError
 from genrec.evaluation.ranking import rank_scores, validation_cases
 from genrec.rivals_params import RivalsParams, SasRecParams
 from genrec.training.best import BestEpoch
-from genrec.training.loop import Optimisation, train
+from genrec.training.loop import Optimisation, run_identity, train
 from genrec.training.rows import Row, bucketed, shifted_chunks, trained_rows
 
 NO_TARGET = -100
@@ -74,7 +75,7 @@ class SasRec:
         return (last @ self.network.items.weight.T).float().cpu().numpy()
 
 
-def fit(dataset: Dataset, params: RivalsParams, seed: int) -> SasRec:
+def fit(dataset: Dataset, params: RivalsParams, seed: int, checkpoint: Path | None = None) -> SasRec:
     """Train on all prefixes of the training rows. Raises DataError without validation items."""
     section, cases = params.sasrec, validation_cases(dataset, params.validation_users, seed)
     with torch.random.fork_rng(devices=[]):
@@ -90,10 +91,12 @@ def fit(dataset: Dataset, params: RivalsParams, seed: int) -> SasRec:
     def ndcg(network: Network) -> float:
         return float(rank_scores(SasRec(network, section.window).scores, cases).ndcg(10).mean())
 
-    best = BestEpoch(ndcg)
     optimisation = Optimisation(section.learning_rate, section.weight_decay, section.warmup, section.clip_norm, seed)
-    train(network, section.epochs, batches, next_item_loss, optimisation, watch=best)
-    network.load_state_dict(best.state)
+    train(
+        network, section.epochs, batches, next_item_loss, optimisation, checkpoint=checkpoint,
+        identity=run_identity([params, seed, len(dataset.item_ids)], [dataset.offsets, dataset.items, dataset.split]),
+        label="sasrec", best=BestEpoch(ndcg),
+    )  # fmt: skip
     return SasRec(network, section.window)
 
 

@@ -1,7 +1,6 @@
 """The two trainings of a base model: the backbone on the catalogue, the adapter on interactions."""
 
-import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,7 @@ from genrec.models.backbone import Backbone, architecture, initialise, of_model
 from genrec.models.pretrained import load_pretrained, load_tokenizer, with_trainable_rows
 from genrec.sid.table import SidTable
 from genrec.training.best import BestEpoch
-from genrec.training.loop import Curve, Optimisation, train
+from genrec.training.loop import Curve, Optimisation, run_identity, train
 from genrec.training.rows import Batch, Collated, Row, batch_loss, bucketed, collate, shifted_chunks, split_batch
 from genrec.training.titles import title_batch
 
@@ -51,14 +50,6 @@ def walks(neighbours: np.ndarray, count: int, length: int, rng: np.random.Genera
     return path
 
 
-def _identity(settings: Sequence, arrays: Iterable[np.ndarray]) -> str:
-    """SHA-256 of everything that decides how a training goes, for its checkpoint."""
-    digest = hashlib.sha256(repr(settings).encode())
-    for array in arrays:
-        digest.update(f"{array.dtype}{array.shape}".encode() + np.ascontiguousarray(array).tobytes())
-    return digest.hexdigest()
-
-
 def train_backbone(
     table: SidTable, embeddings: np.ndarray, params: Params, titles: Sequence[str] = (), *,
     checkpoint: Path | None = None,
@@ -70,7 +61,7 @@ def train_backbone(
     """
     section, shape = params.backbone, params.architecture
     if pretrained := shape.name == "pretrained":
-        backbone = load_pretrained(shape.checkpoint, table.vocabulary, params.seed)
+        backbone = load_pretrained(shape.checkpoint, table.vocabulary, params.seed, shape.window)
         model, tokenizer = with_trainable_rows(backbone, table.vocabulary.size), load_tokenizer(shape.checkpoint)
     else:
         backbone = initialise(architecture(shape, table.vocabulary), params.seed)
@@ -93,7 +84,7 @@ def train_backbone(
     optimisation = Optimisation(section.learning_rate, section.weight_decay, 0.05, 1.0, params.seed)
     curve = train(
         model, -(-total // steps), batches, batch_loss, optimisation, split=split_batch,
-        checkpoint=checkpoint, identity=_identity([section, params.seed, backbone.hash], [table.sids, neighbours]),
+        checkpoint=checkpoint, identity=run_identity([section, params.seed, backbone.hash], [table.sids, neighbours]),
         label="backbone",
     )  # fmt: skip
     model = model.merge_and_unload() if pretrained else model
@@ -136,8 +127,9 @@ def _batches(rows: Sequence[Row], table: SidTable, params: Params, seed: int) ->
 
 
 def train_whole(
-    rows: Sequence[Row], table: SidTable, params: Params, seed: int, score: Callable[[nn.Module], float]
-) -> nn.Module:
+    rows: Sequence[Row], table: SidTable, params: Params, seed: int, score: Callable[[nn.Module], float],
+    checkpoint: Path | None = None,
+) -> nn.Module:  # fmt: skip
     """All weights of the architecture on `rows`, from random ones: what a backbone without users costs, never served.
 
     Returns the model of the epoch with the highest `score`. Raises ConfigError for a pretrained architecture.
@@ -152,10 +144,12 @@ def train_whole(
     optimisation = Optimisation(
         section.learning_rate, section.weight_decay, schedule.warmup, schedule.clip_norm, seed, schedule.accumulate
     )
-    best = BestEpoch(score)
-    batches = _batches(rows, table, params, seed)
-    train(model, section.epochs, batches, batch_loss, optimisation, split=split_batch, watch=best)
-    model.load_state_dict(best.state)
+    settings = [section, schedule, params.architecture, seed, [row.user for row in rows]]
+    train(
+        model, section.epochs, _batches(rows, table, params, seed), batch_loss, optimisation, split=split_batch,
+        checkpoint=checkpoint, identity=run_identity(settings, [table.sids, *(row.items for row in rows)]),
+        label="trained whole", best=BestEpoch(score),
+    )  # fmt: skip
     return model
 
 
@@ -168,4 +162,4 @@ def adapter_identity(backbone: Backbone, rows: Sequence[Row], table: SidTable, p
         backbone.hash,
         [(row.user, row.loss_from) for row in rows],
     ]
-    return _identity(settings, [table.sids, *(row.items for row in rows)])
+    return run_identity(settings, [table.sids, *(row.items for row in rows)])

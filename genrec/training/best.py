@@ -7,20 +7,19 @@ from torch import nn
 
 
 class BestEpoch:
-    """A `watch` of `genrec.training.loop.train` that ends nothing and keeps the weights of the best epoch.
+    """What `genrec.training.loop.train` looks at after every epoch and ends with: the weights of the best one.
 
-    Attributes: score - of the model in eval mode, higher is better; best - the highest score so far; state - a copy of
-    the weights that had it first, on the CPU.
+    Attributes: scored - of the model in eval mode, higher is better; score - the highest so far; state - a copy of the
+    weights that had it first, on the CPU.
     """
 
-    def __init__(self, score: Callable[[nn.Module], float]):
-        self.score = score
-        self.best = float("-inf")
+    def __init__(self, scored: Callable[[nn.Module], float]):
+        self.scored = scored
+        self.score = float("-inf")
         self.state: dict[str, torch.Tensor] = {}
 
-    def __call__(self, model: nn.Module) -> bool:
-        value = self.score(model)
-        if value > self.best:
-            self.best = value
+    def look(self, model: nn.Module) -> None:
+        value = self.scored(model)
+        if value > self.score:
+            self.score = value
             self.state = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
-        return False

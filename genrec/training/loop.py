@@ -8,6 +8,7 @@ A step is the same whatever computes it: its batch is split over accumulated pas
 AdamW is fused.
 """
 
+import hashlib
 import os
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
@@ -15,11 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from genrec.errors import UnlearningError
 from genrec.progress import progress
+from genrec.training.best import BestEpoch
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,14 @@ def warmup_cosine(step: int, total: int, warmup: int) -> float:
     return 0.5 * (1 + float(torch.cos(torch.tensor(done * torch.pi))))
 
 
+def run_identity(settings: Sequence, arrays: Iterable[np.ndarray]) -> str:
+    """SHA-256 of everything that decides how a training goes, for its checkpoint."""
+    digest = hashlib.sha256(repr(settings).encode())
+    for array in arrays:
+        digest.update(f"{array.dtype}{array.shape}".encode() + np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
 def is_main_process() -> bool:
     """Whether this process writes results: the first of those that `torch.distributed.run` started, or the only one."""
     return os.environ.get("RANK", "0") == "0"
@@ -67,6 +78,7 @@ def train(
     identity: str = "",
     label: str = "training",
     watch: Callable[[nn.Module], bool] | None = None,
+    best: BestEpoch | None = None,
 ) -> Curve:
     """Train the parameters of `model` that require gradients, in place.
 
@@ -77,6 +89,7 @@ def train(
     an interrupted training on rows that were erased since leaves nothing behind.
     label: what is trained, for the progress bar.
     watch: called after each epoch with the model in eval mode; the training ends where it answers True.
+    best: scores each epoch as `watch` sees it, is part of the checkpoint, and its weights are what the model ends with.
     Raises UnlearningError when the loss is not finite.
     """
     from accelerate import Accelerator
@@ -98,12 +111,12 @@ def train(
     wrapped, optimiser = accelerator.prepare(model, optimiser)
     losses: list[float] = []
     if checkpoint is not None and checkpoint.exists():
-        losses = _load(checkpoint, trainable, optimiser, schedule, identity)
+        losses = _load(checkpoint, trainable, optimiser, schedule, identity, best)
     wrapped.train()
     with progress(label, total if main else 0, schedule.last_epoch) as bar:
         for epoch in range(len(losses), epochs):
             torch.manual_seed(optimisation.seed * 1_000_003 + epoch)
-            running, steps = 0.0, 0
+            running, steps = torch.zeros((), dtype=torch.float64, device=accelerator.device), 0
             for batch in batches(epoch):
                 optimiser.zero_grad()
                 pieces = split(batch, parts) if split and parts > 1 else [(batch, 1.0)]
@@ -113,41 +126,47 @@ def train(
                 schedule.step()
                 steps += 1
                 bar.advance(said=f"loss {losses[-1]:.3f}" if losses else "")
-            everywhere = torch.tensor(running, dtype=torch.float64, device=accelerator.device)
-            mean = accelerator.reduce(everywhere, "sum").item() / max(1, steps)
+            mean = accelerator.reduce(running, "sum").item() / max(1, steps)  # the one wait for the device per epoch
             if not torch.isfinite(torch.tensor(mean)):
                 raise UnlearningError(
                     f"The loss became {mean} in epoch {epoch + 1}. "
                     f"Lower the learning rate ({optimisation.learning_rate})."
                 )
             losses.append(mean)
+            if best is not None:
+                best.look(model.eval())
+                wrapped.train()
             if main and checkpoint is not None and len(losses) < epochs and len(losses) % checkpoint_epochs == 0:
-                _save(checkpoint, trainable, optimiser, schedule, losses, identity)
+                _save(checkpoint, trainable, optimiser, schedule, losses, identity, best)
             if watch is not None:
                 if watch(model.eval()):
                     break
                 wrapped.train()
     model.eval()
+    if best is not None:
+        model.load_state_dict(best.state)
     if main and checkpoint is not None:
         checkpoint.unlink(missing_ok=True)
     return Curve(tuple(losses))
 
 
-def _backward(accelerator, model: nn.Module, loss: Callable, pieces: Sequence[tuple[Any, float]]) -> float:
-    """Gradients of a step from the pieces that are this process's; these pieces' share of the step's loss."""
-    total, world = 0.0, accelerator.num_processes
+def _backward(accelerator, model: nn.Module, loss: Callable, pieces: Sequence[tuple[Any, float]]) -> torch.Tensor:
+    """Gradients of a step from the pieces that are this process's; these pieces' share of the step's loss, float64 [],
+    on the device: reading it there would hold up the next step."""
+    total, world = torch.zeros((), dtype=torch.float64, device=accelerator.device), accelerator.num_processes
     mine = pieces[accelerator.process_index :: world]
     for number, (part, share) in enumerate(mine, 1):
         with nullcontext() if number == len(mine) else accelerator.no_sync(model):
             value = loss(model, part) * share
             accelerator.backward(value * world)  # processes average their gradients
-        total += value.item()
+        total += value.detach()
     return total
 
 
 def _save(
-    path: Path, trainable: dict[str, nn.Parameter], optimiser, schedule, losses: Iterable[float], identity: str
-) -> None:
+    path: Path, trainable: dict[str, nn.Parameter], optimiser, schedule, losses: Iterable[float], identity: str,
+    best: BestEpoch | None,
+) -> None:  # fmt: skip
     import json
 
     from safetensors.torch import save_file
@@ -157,13 +176,18 @@ def _save(
         state = optimiser.state[p]
         tensors |= {f"{key}.{name}": state[key].cpu().contiguous() for key in ("exp_avg", "exp_avg_sq", "step")}
     meta = {"losses": json.dumps(list(losses)), "steps": str(schedule.last_epoch), "identity": identity}
+    if best is not None:
+        tensors |= {f"best.{name}": tensor for name, tensor in best.state.items()}
+        meta["best"] = repr(best.score)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
     save_file(tensors, temporary, metadata=meta)
     os.replace(temporary, path)
 
 
-def _load(path: Path, trainable: dict[str, nn.Parameter], optimiser, schedule, identity: str) -> list[float]:
+def _load(
+    path: Path, trainable: dict[str, nn.Parameter], optimiser, schedule, identity: str, best: BestEpoch | None
+) -> list[float]:
     import json
 
     from safetensors import safe_open
@@ -178,6 +202,10 @@ def _load(path: Path, trainable: dict[str, nn.Parameter], optimiser, schedule, i
                 optimiser.state[p].update(
                     {key: file.get_tensor(f"{key}.{name}").to(p.device) for key in ("exp_avg", "exp_avg_sq", "step")}
                 )
+        if best is not None:
+            kept = [name for name in file.keys() if name.startswith("best.")]  # noqa: SIM118
+            best.state = {name.removeprefix("best."): file.get_tensor(name) for name in kept}
+            best.score = float(meta["best"])
     for _ in range(int(meta["steps"])):
         schedule.step()
     return json.loads(meta["losses"])

@@ -15,7 +15,7 @@ from genrec.models.bundle import Bundle, Lineage, load_bundle, save_bundle
 from genrec.models.pretrained import load_pretrained, load_tokenizer
 from genrec.sid.table import Vocabulary
 from genrec.training.base import train_adapter, train_backbone
-from genrec.training.rows import Row, batch_loss, token_nll
+from genrec.training.rows import Row, batch_loss, collate, token_nll
 from genrec.training.titles import title_batch
 from genrec.unlearning import method
 from genrec.unlearning.tracer import soft_forward, soft_sids
@@ -103,6 +103,16 @@ def test_training_lowers_the_loss_and_touches_the_adapter(built):
     assert all(np.isfinite(backbone_losses))
     changed = [t for name, t in bundle.adapter.state.items() if "lora_B" in name]
     assert all(t.abs().max() > 0 for t in changed)
+
+
+def test_attention_is_the_scaled_dot_product_of_torch(built, table, monkeypatch):
+    """In a training step, of every layer; its speed is why nothing else is done about attention here."""
+    bundle, calls, fused = built[0], [], torch.nn.functional.scaled_dot_product_attention
+    monkeypatch.setattr(
+        torch.nn.functional, "scaled_dot_product_attention", lambda *a, **k: calls.append(1) or fused(*a, **k)
+    )
+    batch_loss(bundle.adapted(), collate([Row(np.array([3, 1, 4]))], table)).backward()
+    assert len(calls) >= bundle.adapted().config.num_hidden_layers
 
 
 def test_a_beam_as_wide_as_the_catalogue_is_exact(built, prompts, table):

@@ -16,6 +16,7 @@ from genrec.evaluation import statistics
 from genrec.evaluation.ranking import held_out, popularity_ranks, rank
 from genrec.evaluation.statistics import Bootstrap
 from genrec.rivals_params import RivalsParams, SasRecParams, WholeParams
+from genrec.training import base
 from genrec.training.base import train_whole
 from genrec.training.rows import whole
 
@@ -135,6 +136,28 @@ def test_trained_whole_moves_every_weight_and_keeps_the_best_epoch(bench, datase
         for scores in ([0.2, 0.1], [0.1, 0.2])
     )
     assert not any(torch.equal(first[name], last[name]) for name in first)
+
+
+def test_an_interrupted_cell_goes_on_from_its_checkpoint(bench, records, monkeypatch, tmp_path):
+    """Killed in the second epoch of two: the same model, and the record says that its seconds are not all."""
+    path, count, original = tmp_path / "cell.safetensors", [0], base.shifted_chunks
+    cases = held_out(bench.dataset)
+
+    def killed(*arguments):
+        count[0] += 1
+        if count[0] == 3:  # the schedule asks for the first epoch once more
+            raise KeyboardInterrupt
+        return original(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(base, "shifted_chunks", killed)
+        with pytest.raises(KeyboardInterrupt):
+            quality.cell(bench, cases, WHOLE, 0, CPU, path)
+    assert path.exists()
+    found = quality.cell(bench, cases, WHOLE, 0, CPU, path)
+    whole_run = records[WHOLE, 0]
+    assert (found["resumed"], whole_run["resumed"]) == (True, False)
+    assert {**found, "seconds": 0, "resumed": 0} == {**whole_run, "seconds": 0, "resumed": 0}
 
 
 def test_a_pretrained_model_is_not_trained_whole(bench, small, table):

@@ -1,5 +1,6 @@
 """Rivals against slow oracles, and against each other on histories that follow a chain."""
 
+import shutil
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -11,7 +12,7 @@ from pydantic import ValidationError
 from genrec.data.sequences import TEST, TRAIN, VALID, Dataset
 from genrec.errors import ConfigError, DataError
 from genrec.evaluation.ranking import TOP, Cases, held_out, popularity_ranks, rank_scores, validation_cases
-from genrec.rivals import RIVALS, check_rivals
+from genrec.rivals import RIVALS, check_rivals, sasrec
 from genrec.rivals_params import ItemKnnParams, RivalsParams, SasRecParams
 from genrec.training.best import BestEpoch
 
@@ -50,7 +51,7 @@ def chain():
 
 @pytest.fixture(scope="module")
 def fitted(chain):
-    return SimpleNamespace(**{name: fit(chain, SMALL, 0) for name, fit in RIVALS.items()})
+    return SimpleNamespace(**{name: fit(chain, SMALL, 0, None) for name, fit in RIVALS.items()})
 
 
 def test_sasrec_learns_the_chain_and_popularity_cannot(chain, fitted):
@@ -101,8 +102,34 @@ def test_the_best_epoch_is_kept_with_the_weights_it_had():
     best = BestEpoch(lambda model: next(scores))
     for value in range(4):
         torch.nn.init.constant_(model.weight, value)
-        assert not best(model)
-    assert (best.best, best.state["weight"].item()) == (0.3, 1)
+        best.look(model)
+    assert (best.score, best.state["weight"].item()) == (0.3, 1)
+
+
+def test_an_interrupted_sasrec_goes_on_and_ends_the_same(chain, fitted, tmp_path, monkeypatch):
+    """Killed in the seventh of eight epochs; on other data, or from another seed, its checkpoint is not taken."""
+    path, original, epochs = tmp_path / "sasrec.safetensors", sasrec.shifted_chunks, []
+
+    def killed(*arguments):
+        epochs.append(1)
+        if len(epochs) == 8:  # the schedule asks for the first epoch once more
+            raise KeyboardInterrupt
+        return original(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sasrec, "shifted_chunks", killed)
+        with pytest.raises(KeyboardInterrupt):
+            sasrec.fit(chain, SMALL, 0, path)
+    shutil.copy(path, tmp_path / "other.safetensors")
+    epochs.clear()
+    monkeypatch.setattr(sasrec, "shifted_chunks", lambda *given: epochs.append(1) or original(*given))
+    resumed, whole = sasrec.fit(chain, SMALL, 0, path).network.state_dict(), fitted.sasrec.network.state_dict()
+    assert len(epochs) == 3
+    assert all(torch.equal(resumed[name], whole[name]) for name in whole)
+    assert not path.exists()
+    epochs.clear()
+    sasrec.fit(chain, SMALL, 1, tmp_path / "other.safetensors")
+    assert len(epochs) == 9
 
 
 def test_item_knn_equals_a_double_loop(chain, fitted):

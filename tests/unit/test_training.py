@@ -20,6 +20,7 @@ from genrec.sid.quantise import save_codebooks
 from genrec.sid.table import save_table
 from genrec.training import base
 from genrec.training.base import nearest_items, train_adapter, train_backbone, walks
+from genrec.training.best import BestEpoch
 from genrec.training.loop import Optimisation, train
 from genrec.training.rows import Row, chunk, token_nll, whole
 from genrec.unlearning import METHODS
@@ -70,6 +71,28 @@ def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(tmp_path, crash_
     assert equal(resumed, whole)
     assert curve == whole_curve
     assert list(path.parent.iterdir()) == []
+
+
+@pytest.mark.parametrize("scores", [[0.9, 0.1, 0.2, 0.3, 0.4, 0.5], [0.1, 0.2, 0.3, 0.4, 0.9, 0.5]])
+def test_a_resumed_run_ends_with_the_same_best_epoch(tmp_path, scores):
+    """The best epoch lies before the crash, of which the checkpoint alone knows, or after it."""
+    looks = []
+
+    def run(since=0, **options):
+        def scored(model):
+            looks.append(model.training)
+            return scores[since + len(looks) - 1]
+
+        looks.clear()
+        return regression(best=BestEpoch(scored), **options)[1]
+
+    whole, path = run(), tmp_path / "checkpoint.safetensors"
+    with pytest.raises(Crash):
+        run(crash_in=3, checkpoint=path)
+    resumed = run(3, checkpoint=path)
+    assert looks == [False] * 3
+    assert equal(resumed, whole)
+    assert not equal(whole, regression()[1])
 
 
 def test_a_checkpoint_of_another_run_is_not_resumed_from(tmp_path):

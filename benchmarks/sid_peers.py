@@ -9,6 +9,7 @@ and all share the root. Embeddings are kept in the home by what they are of.
 
 import argparse
 import hashlib
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -48,19 +49,31 @@ def cached_embeddings(texts: list[str], params: Params, home: Path) -> np.ndarra
     return load_file(path)["embeddings"]
 
 
-def row(name: str, report: dict) -> list[str]:
-    """One line of the table."""
-    levels = report["levels"]
+def report(table: SidTable, ids: Sequence[str], leaves: Sequence[str]) -> dict:
+    """The quality report of `table`; `leaves` is the leaf category of each of `ids`, all of the catalogue."""
+    leaf = dict(zip(ids, leaves, strict=True))
+    tags = np.array([leaf[item] for item in table.item_ids])
+    return quality_report(table, {name: np.flatnonzero(tags == name) for name in sorted(set(leaves))})
+
+
+def numbered(table: SidTable) -> SidTable:
+    """A published table, whose item ids count from 0, with those of the source, which count from 1."""
+    return replace(table, item_ids=tuple(str(int(item) + 1) for item in table.item_ids))
+
+
+def row(name: str, found: dict) -> list[str]:
+    """One line of the table, of a report."""
+    levels = found["levels"]
 
     def each(key: str, form: str = "{:.2f}", of: slice = slice(None)) -> str:
         return " / ".join(form.format(level[key]) for level in levels[of])
 
     two = slice(2)
     return [
-        name, str(len(levels)), f"{report['collision_share']:.1%}", each("codes_used", "{}"), each("entropy_ratio"),
+        name, str(len(levels)), f"{found['collision_share']:.1%}", each("codes_used", "{}"), each("entropy_ratio"),
         each("gini"), each("items_per_prefix_mean", "{:.1f}", two), str(levels[1]["items_per_prefix_max"]),
         each("concept_purity", "{:.1%}", two), each("concept_purity_chance", "{:.1%}", two),
-        *(f"{report[key]:.4f}" if key in report else "" for key in ("quantisation_error", "extra_quantisation_error")),
+        *(f"{found[key]:.4f}" if key in found else "" for key in ("quantisation_error", "extra_quantisation_error")),
     ]  # fmt: skip
 
 
@@ -77,21 +90,14 @@ def main() -> None:
     items = read_tables(options.home / "data").items.sort_by("item_id")
     ids, leaves = items["item_id"].to_pylist(), [tags[0] for tags in items["concepts"].to_pylist()]
     embeddings = cached_embeddings(items["text"].to_pylist(), params, options.home)
-
-    def report(table: SidTable) -> dict:
-        leaf = dict(zip(ids, leaves, strict=True))
-        tags = np.array([leaf[item] for item in table.item_ids])
-        return quality_report(table, {name: np.flatnonzero(tags == name) for name in sorted(set(leaves))})
-
     reports = {}
     for name, sid in OURS.items():
         codebooks = fit_codebooks(embeddings, params.model_copy(update={"sid": sid}))
         table = assign_table(ids, embeddings, codebooks, sid.collisions)
-        reports[name] = report(table) | quantisation(table, embeddings, codebooks)
+        reports[name] = report(table, ids, leaves) | quantisation(table, embeddings, codebooks)
     for path in sorted(options.peers.glob("*.index.json.gz")):
-        table = read_published(path)
-        numbered = replace(table, item_ids=tuple(str(int(item) + 1) for item in table.item_ids))
-        reports[path.name.removesuffix(".index.json.gz")] = report(numbered)
+        name = path.name.removesuffix(".index.json.gz")
+        reports[name] = report(numbered(read_published(path)), ids, leaves)
     print("| " + " | ".join(COLUMNS) + " |\n|" + " --- |" * len(COLUMNS))
     for name, found in reports.items():
         print("| " + " | ".join(row(name, found)) + " |")

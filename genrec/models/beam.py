@@ -15,6 +15,9 @@ from genrec.errors import DataError
 from genrec.sid.index import DecodeIndex
 from genrec.sid.table import SidTable, Vocabulary
 
+CHUNK = 512
+"""Items that are scored exactly at once."""
+
 
 @dataclass(frozen=True)
 class Prompts:
@@ -171,7 +174,7 @@ def greedy(model: torch.nn.Module, prompts: Prompts, count: int) -> torch.Tensor
 
 @torch.inference_mode()
 def exact_scores(
-    model: torch.nn.Module, prompts: Prompts, table: SidTable, chunk: int = 512, items: np.ndarray | None = None
+    model: torch.nn.Module, prompts: Prompts, table: SidTable, chunk: int = CHUNK, items: np.ndarray | None = None
 ) -> torch.Tensor:
     """log p(SID | history) of every item, or of `items` (indices), teacher-forced: float32 [batch, items].
 

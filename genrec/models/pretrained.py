@@ -10,7 +10,7 @@ from torch import nn
 
 from genrec.errors import ConfigError, reason
 from genrec.models.backbone import Backbone, of_model
-from genrec.models.beam import Prompts, continued, prefill
+from genrec.models.beam import CHUNK, Prompts, continued, prefill
 from genrec.sid.table import Vocabulary
 
 FAMILIES = ("llama", "qwen2", "qwen3", "gpt2", "gpt_neox", "opt")
@@ -53,15 +53,19 @@ def _check(model: nn.Module, checkpoint: str, vocabulary: Vocabulary, window: in
     name = f"architecture.checkpoint = {checkpoint!r} ({model.config.model_type})"
     if getattr(model.config, "quantization_config", None) is not None:
         raise ConfigError(f"{name} is quantised already. Give it unquantised; architecture.dtype makes it small.")
-    config, needed = model.config.get_text_config(), (window + 1) * vocabulary.levels
-    for limit in ("max_position_embeddings", "sliding_window"):
-        positions = getattr(config, limit, None)
-        if positions is not None and positions < needed:
-            raise ConfigError(
-                f"{name} has {limit} {positions}, and {window} items of history and a target of {vocabulary.levels} "
-                f"tokens each take {needed}. Lower architecture.window to {positions // vocabulary.levels - 1}, or "
-                "take another checkpoint."
-            )
+    config, levels = model.config.get_text_config(), vocabulary.levels
+    positions, needed = getattr(config, "max_position_embeddings", None), (window + 1) * levels
+    if positions is not None and positions < needed:
+        raise ConfigError(
+            f"{name} has {positions} positions, and {window} items of history and a target of {levels} tokens each take"
+            f" {needed}. Lower architecture.window to {positions // levels - 1}, or take another checkpoint."
+        )
+    sliding, keys = getattr(config, "sliding_window", None), 1 + window * levels + CHUNK * (levels - 1)
+    if sliding is not None and sliding < keys:
+        raise ConfigError(
+            f"{name} has a sliding window of {sliding} keys, and exact scoring of {CHUNK} items side by side after "
+            f"{window} needs {keys}. Lower architecture.window, or take another checkpoint. {_remedy()}"
+        )
     try:
         apart = _beams_differ(model)
     except Exception as error:  # whatever a model does with arguments it does not know

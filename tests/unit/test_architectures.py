@@ -10,9 +10,10 @@ import torch
 
 from genrec.config import Params
 from genrec.errors import ConfigError, UnlearningError
+from genrec.models.adapter import Adapter, adapter_state, attach
 from genrec.models.beam import beam_search, encode_histories, exact_scores
 from genrec.models.bundle import Bundle, Lineage, load_bundle, save_bundle
-from genrec.models.pretrained import load_pretrained, load_tokenizer
+from genrec.models.pretrained import FAMILIES, load_pretrained, load_tokenizer
 from genrec.sid.table import Vocabulary
 from genrec.training.base import train_adapter, train_backbone
 from genrec.training.rows import Row, batch_loss, collate, token_nll
@@ -26,6 +27,12 @@ SHAPE = {
 }  # fmt: skip
 NAMES = ("qwen2", "llama", "t5")
 WINDOW = 8
+OWN_SHAPE = {
+    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 2},
+    "opt": {"hidden_size": 32, "ffn_dim": 48, "word_embed_proj_dim": 32},
+    "bloom": {"hidden_size": 32, "n_layer": 2, "n_head": 2},
+}  # fmt: skip
+"""What a model type calls its shape where it is not as in SHAPE."""
 
 
 @pytest.fixture(scope="module")
@@ -34,9 +41,10 @@ def checkpoint(dataset, tmp_path_factory):
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
     from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-    def write(kind, tokenizer=True):
+    def write(kind, tokenizer=True, **values):
         folder = tmp_path_factory.mktemp(kind)
-        config = AutoConfig.for_model(kind, tie_word_embeddings=kind == "qwen2", **SHAPE)
+        shape = SHAPE | OWN_SHAPE.get(kind, {}) | values
+        config = AutoConfig.for_model(kind, tie_word_embeddings=kind in ("qwen2", "gpt2"), **shape)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             AutoModelForCausalLM.from_config(config).save_pretrained(folder)
@@ -211,7 +219,7 @@ def test_only_the_rows_of_sid_tokens_learn_the_catalogue(build, shaped, qwen2, t
 
     size = table.vocabulary.size
     backbone = build(shaped("qwen2"))[0].backbone
-    started = load_pretrained(str(qwen2), table.vocabulary, seed=0)
+    started = load_pretrained(str(qwen2), table.vocabulary, 0, WINDOW)
     original = AutoModelForCausalLM.from_pretrained(qwen2).state_dict()
     tables = {"model.embed_tokens.weight", "lm_head.weight"}
     assert backbone.state.keys() == original.keys()
@@ -233,7 +241,7 @@ def test_titles_and_sids_learn_each_other(build, shaped, qwen2, table, dataset):
     assert batch.labels[2][batch.labels[2] >= 0].tolist() == sid.tolist()
     assert batch.tokens[3][: 1 + len(words) + len(sid)].tolist() == [Vocabulary.BOS, *sid, *words]
     assert batch.labels[3][batch.labels[3] >= 0].tolist() == words.tolist()
-    trained, untrained = build(shaped("qwen2"))[0].backbone, load_pretrained(str(qwen2), table.vocabulary, seed=0)
+    trained, untrained = build(shaped("qwen2"))[0].backbone, load_pretrained(str(qwen2), table.vocabulary, 0, WINDOW)
     after, before = (batch_loss(b.model(), batch).item() for b in (trained, untrained))
     assert after < before - 0.15
 
@@ -293,7 +301,64 @@ def test_what_is_no_causal_lm_is_refused(content, tmp_path, table):
     if content:
         (tmp_path / "config.json").write_text(content)
     with pytest.raises(ConfigError, match=r"architecture\.checkpoint = .* is no causal LM that can be loaded"):
-        load_pretrained(str(tmp_path), table.vocabulary, seed=0)
+        load_pretrained(str(tmp_path), table.vocabulary, 0, WINDOW)
+
+
+@pytest.mark.parametrize("kind", sorted({*FAMILIES} - {*NAMES}))
+def test_every_tested_family_decodes_exactly_and_comes_back(
+    kind, checkpoint, table, codebooks, params, prompts, tmp_path
+):
+    """Untrained, with an adapter that changes what it says; qwen2 and llama are trained above."""
+    backbone = load_pretrained(str(checkpoint(kind, tokenizer=False)), table.vocabulary, 0, WINDOW)
+    attached = attach(backbone, 4, 8.0, 0.0, 0)
+    state, rng = adapter_state(attached), torch.Generator().manual_seed(1)
+    state = {n: 0.1 * torch.randn(t.shape, generator=rng) if "lora_B" in n else t for n, t in state.items()}
+    bundle = Bundle(backbone, Adapter(4, 8.0, state), table, codebooks, params, Lineage("d0", "c0"))
+    model = bundle.model()
+    scores = beam_search(model, prompts, bundle.index, beam=500)[1]
+    exact = exact_scores(model, prompts, table)
+    torch.testing.assert_close(scores, exact.sort(descending=True).values, atol=5e-5, rtol=0)
+    assert (exact - exact_scores(backbone.model(), prompts, table)).abs().max() > 0.01
+    row = np.array([3, 40, 17, 58])
+    total, _ = token_nll(model, [Row(row, 3)], table)
+    after = encode_histories([row[:3]], table, WINDOW)
+    assert total[0] == pytest.approx(-exact_scores(model, after, table)[0, 58].item(), abs=1e-3)
+    save_bundle(bundle, tmp_path / "bundle")
+    assert load_bundle(tmp_path / "bundle").backbone.hash == backbone.hash
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "message"),
+    [
+        ("bloom", {}, r"\(bloom\) cannot be decoded: .* Model types that are tested: llama, .*opt\."),
+        ("gpt2", {"max_position_embeddings": 35}, r"\(gpt2\) has 35 positions, and 8 items .* 36\. Lower .* to 7,"),
+        ("mistral", {"sliding_window": 64}, r"\(mistral\) has a sliding window of 64 keys, and .* needs 1569\."),
+    ],
+)  # fmt: skip
+def test_a_checkpoint_that_cannot_be_decoded_is_refused_when_it_is_loaded(kind, values, message, checkpoint, table):
+    assert table.vocabulary.levels == 4
+    with pytest.raises(ConfigError, match=message):
+        load_pretrained(str(checkpoint(kind, tokenizer=False, **values)), table.vocabulary, 0, WINDOW)
+
+
+@pytest.mark.parametrize("damage", ["cut", "other shape", "quantised", "silent"])
+def test_a_damaged_checkpoint_is_refused_in_one_line(damage, checkpoint, table, monkeypatch):
+    from transformers import AutoModelForCausalLM
+
+    folder = checkpoint("llama", tokenizer=False)
+    weights, config = folder / "model.safetensors", json.loads((folder / "config.json").read_text())
+    if damage == "cut":
+        weights.write_bytes(weights.read_bytes()[:-200])
+    elif damage == "other shape":
+        (folder / "config.json").write_text(json.dumps(config | {"intermediate_size": 64}))
+    elif damage == "quantised":
+        quantised = {"quantization_config": {"quant_method": "gptq", "bits": 4}}
+        (folder / "config.json").write_text(json.dumps(config | quantised))
+    else:
+        monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", lambda *_, **__: (_ for _ in ()).throw(ValueError))
+    with pytest.raises(ConfigError, match=r"no causal LM that can be loaded: .*whole and not quantised\.$") as error:
+        load_pretrained(str(folder), table.vocabulary, 0, WINDOW)
+    assert "\n" not in str(error.value)
 
 
 def test_pickled_weights_are_not_loaded(checkpoint, table):
@@ -304,4 +369,4 @@ def test_pickled_weights_are_not_loaded(checkpoint, table):
     (folder / "model.safetensors").unlink()
     torch.save(weights, folder / "pytorch_model.bin")
     with pytest.raises(ConfigError, match=r"is no causal LM that can be loaded.*model\.safetensors"):
-        load_pretrained(str(folder), table.vocabulary, seed=0)
+        load_pretrained(str(folder), table.vocabulary, 0, WINDOW)

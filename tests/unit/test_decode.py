@@ -49,6 +49,10 @@ def test_ratios_are_of_what_they_say(claims):
     assert speed["ratio"] == pytest.approx(prompt["figures"]["generate_s"] / prompt["figures"]["ours_s"], rel=1e-2)
     assert speed["figures"]["ours"] == pytest.approx(4 / prompt["figures"]["ours_s"], rel=1e-2)
     assert claims["large index"]["figures"]["items"] == 2000
+    search, steps = claims["masks"], claims["masks of the steps"]
+    whole, prompts = search["figures"]["search_s"], search["figures"]["prefill_s"]
+    assert 0 < steps["figures"]["steps_s"] < whole
+    assert steps["figures"]["steps_s"] == pytest.approx(whole - prompts, rel=0.5)  # medians of turns, not of sums
 
 
 def test_the_index_of_12k_items_is_small_and_built_at_once():

@@ -13,7 +13,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-BASELINES = "finetune,gradient_ascent,graddiff,npo,simnpo,scif,hard_prune,ucan_without_contrast,ucan_without_utility"
+BASELINES = (
+    "finetune,gradient_ascent,graddiff,npo,simnpo,scif,hard_prune,"
+    "ucan_without_contrast,ucan_without_utility,ucan_plus_attenuate"
+)
 TABLES = {
     "users": ("ml-100k", ["--scenario", "users", "--methods", f"ucan_plus,ucan,{BASELINES},output_filter"]),
     "concepts": ("ml-100k", ["--scenario", "concept", "--methods", "tracer"]),

@@ -13,7 +13,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-BASELINES = "finetune,gradient_ascent,graddiff,npo,simnpo,scif,hard_prune,ucan_without_contrast,ucan_without_utility"
+BASELINES = (
+    "finetune,gradient_ascent,graddiff,npo,simnpo,scif,hard_prune,"
+    "ucan_without_contrast,ucan_without_utility,ucan_plus_attenuate"
+)
 TABLES = {
     "users": ("ml-100k", ["--scenario", "users", "--methods", f"ucan_plus,ucan,{BASELINES},output_filter"]),
     "concepts": ("ml-100k", ["--scenario", "concept", "--methods", "tracer"]),
@@ -30,8 +33,9 @@ TABLES = {
         ],
     ),
     "stream": ("ml-100k", ["--scenario", "stream", "--methods", "ucan_plus,tracer"]),
+    "stream-scientific": ("scientific", ["--scenario", "stream", "--methods", "ucan_plus,tracer"]),
 }
-SEEDS = {"concept-baselines": 1, "stream": 1}
+SEEDS = {"concept-baselines": 1, "stream": 1, "stream-scientific": 1}
 
 
 def run(name: str, options: argparse.Namespace) -> None:
@@ -62,44 +66,54 @@ def markdown(*columns: str) -> list[str]:
 
 
 def cost(row: dict) -> str:
-    return f"{row['seconds']:.1f} ({100 * row['share_of_retraining']:.1f} %)"
+    """Seconds over seeds, mean [min, max], and their share of retraining's."""
+    seconds, share = row["seconds"], row["share_of_retraining"]
+    return f"{seconds['mean']:.1f} [{seconds['min']:.1f}, {seconds['max']:.1f}] ({100 * share['mean']:.1f} %)"
+
+
+def memory(row: dict) -> str:
+    """Peak MiB over seeds, mean [min, max]: above the start, and on the GPU where there is one."""
+    found = [row[key] for key in ("peak_above_start_mib", "peak_gpu_mib") if row[key]]
+    return " / ".join(f"{peak['mean']:.0f} [{peak['min']:.0f}, {peak['max']:.0f}]" for peak in found) or "-"
 
 
 def users(result: dict) -> str:
     lines = markdown(
         "method", "NLL gap over retrained", "AUC (loss)", "TPR@1%FPR", "test NLL increase", "NDCG@10 ratio",
-        "Trade-off@10", "seconds (share)", "peak MiB above start", "verdict",
+        "Trade-off@10", "seconds (share)", "peak MiB above start / on the GPU", "verdict",
     )  # fmt: skip
     for row in result["table"]:
         f = row.get("figures")
         if not f:
             lines.append(f"| `{row['method']}` | refused: {row['reason']} | | | | | | | | |")
             continue
-        memory = "-" if row["peak_above_start_mib"] is None else f"{row['peak_above_start_mib']:.0f}"
         lines.append(
             f"| `{row['method']}` | {figure(f['user NLL gap over retrained'])} | {figure(f['membership loss AUC'])} "
             f"| {figure(f['membership loss TPR@1%FPR'])} | {figure(f['test NLL increase'])} "
             f"| {figure(f['ndcg@10 ratio'])} | {figure(f['trade-off@10'], 1)} "
-            f"| {cost(row)} | {memory} | {counts(row['verdicts'])} |"
+            f"| {cost(row)} | {memory(row)} | {counts(row['verdicts'])} |"
         )
     return "\n".join(lines)
 
 
 def concepts(result: dict) -> str:
     lines = markdown(
-        "concept", "method", "SH@10", "target mass", "test NLL increase", "NDCG@10 ratio", "collateral",
-        "relearned over retrained", "the same on its SIDs", "seconds (share)", "verdict", "gates not passed",
+        "concept", "method", "SH@10", "of likers", "of the rest", "target mass", "test NLL increase", "NDCG@10 ratio",
+        "sharing 1 SID token", "collateral (2+)", "relearned over retrained", "the same on its SIDs",
+        "seconds (share)", "verdict", "gates not passed",
     )  # fmt: skip
     for row in result["table"]:
         f = row.get("figures")
         if not f:
-            lines.append(f"| {row['label']} | `{row['method']}` | refused: {row['reason']} | | | | | | | |")
+            lines.append(f"| {row['label']} | `{row['method']}` | refused: {row['reason']} {'| ' * 13}")
             continue
         missed = [f"{gate} {counts(v)}" for gate, v in row["gates"].items() if set(v) != {"PASS"}]
         lines.append(
             f"| {row['label']} | `{row['method']}` | {figure(f['sh@10 ' + row['label']], 4)} "
+            f"| {figure(f['likers sh@10'], 4)} | {figure(f['others sh@10'], 4)} "
             f"| {figure(f['target mass'], 4)} | {figure(f['test NLL increase'])} | {figure(f['ndcg@10 ratio'])} "
-            f"| {figure(f['test NLL increase, sharing SID tokens'])} "
+            f"| {figure(f['test NLL increase, sharing 1 SID token'])} "
+            f"| {figure(f['test NLL increase, sharing 2+ SID tokens'])} "
             f"| {figure(f.get('relearning gains over retrained'))} "
             f"| {figure(f.get('relearning gains over retrained, same SIDs'))} "
             f"| {cost(row)} | {counts(row['verdicts'])} "
@@ -126,11 +140,16 @@ def stream(result: dict) -> str:
         )
         lines += [
             "",
-            "| request of night | about | gate | figure at the end | verdict |",
-            "| --- | --- | --- | --- | --- |",
+            f"Nights with fewer than the {run_['min_users']} people that a verdict needs: "
+            f"{run_['nights_with_too_few_people']} of {len(run_['nights'])}.",
+            "",
+            *markdown(
+                "request of night", "about", "people", "verdict at the end", "gate", "figure at the end", "its verdict"
+            ),
         ]
         lines += [
-            f"| {row['night'] or 'all'} | {row['label']} | {gate['name']} | {figure(gate, 4)} | {gate['verdict']} |"
+            f"| {row['night'] or 'all'} | {row['label']} | {row['people'] or ''} | {row['verdict']} "
+            f"| {gate['name']} | {figure(gate, 4)} | {gate['verdict']} |"
             for row in run_["requests_at_the_end"] for gate in row["gates"]
         ]  # fmt: skip
         lines += ["", json.dumps(run_["order"])]
@@ -154,7 +173,7 @@ def main() -> None:
         if not options.only_print:
             run(name, options)
         result = json.loads((options.out / f"{name}.json").read_text())
-        render = {"users": users, "stream": stream}.get(name, concepts)
+        render = {"users": users, "stream": stream, "stream-scientific": stream}.get(name, concepts)
         print(
             f"\n## {name}: commit {result['code_version']}, {result['date']}, {result['machine']}\n\n{render(result)}"
         )

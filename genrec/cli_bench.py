@@ -18,11 +18,20 @@ Data = Annotated[Path | None, typer.Option(help="a workspace, or a folder with a
 )
 def bench_unlearn(
     scenario: Annotated[str, typer.Option(help="users, concept or stream")] = "users",
-    methods: Annotated[str, typer.Option(help="methods, separated by commas")] = "ucan,ucan_plus",
+    methods: Annotated[
+        str,
+        typer.Option(
+            help="methods, separated by commas; default: ucan,ucan_plus for users, tracer for concepts, one of either "
+            "(ucan_plus,tracer) for a stream"
+        ),
+    ] = "",
     data: Data = None,
     seeds: Annotated[int, typer.Option(min=1, help="how many draws or runs")] = 3,
     concepts: Annotated[str, typer.Option(help="concepts, separated by commas; default: chosen by share")] = "",
-    tuning: Annotated[bool, typer.Option("--tuning", help="the users and concepts that methods are tuned on")] = False,
+    tuning: Annotated[
+        bool,
+        typer.Option("--tuning", help="users and concepts that methods are tuned on, measured on validation items"),
+    ] = False,
     file: Annotated[Path | None, typer.Option("--json", help="write everything here, and a plot next to it")] = None,
 ) -> None:
     """Forgetting, utility, robustness and cost of methods on the same erasures, against retraining.
@@ -32,7 +41,8 @@ def bench_unlearn(
     from genrec.bench import unlearn
     from genrec.registry import open_registry
 
-    order = unlearn.Order(scenario, _names(methods), seeds, _names(concepts), tuning)
+    chosen = _names(methods) or unlearn.DEFAULT_METHODS.get(scenario, ())
+    order = unlearn.Order(scenario, chosen, seeds, _names(concepts), tuning)
     unlearn.check(order)
     home = open_workspace()
     workspace = bench_workspace(home, data)

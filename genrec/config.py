@@ -189,16 +189,20 @@ class CalibrationParams(Section):
     users: int = Field(
         85, ge=1, description="retained users in the cohort; never more than a third of the trained ones"
     )
-    max_age_days: int = Field(14, ge=1, description="a calibration that passed is valid for this long")
+    max_age_days: int = Field(14, ge=1, description="so long a calibration that passed, or what a rung did, counts")
 
 
 class RouterParams(Section):
-    """When a group of users may climb which rung."""
+    """When a group may climb which rung."""
 
     split_half: float = Field(
         0.2, ge=-1, le=1, description="smallest split-half correlation at which a contrast carries information"
     )
     min_users: int = Field(50, ge=1, description="from here on a group may try a method that has no calibration")
+    cost_share: float = Field(
+        1.0, gt=0, description="a rung for concepts whose last run took more than this share of retraining is dropped"
+    )
+    failures: int = Field(3, ge=1, description="so many FAILs in a row, and a rung for concepts is dropped")
 
 
 class PurgeParams(Section):

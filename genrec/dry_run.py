@@ -10,7 +10,7 @@ from genrec.config import Workspace
 from genrec.data.sequences import Dataset, load_dataset
 from genrec.data.subjects import Subject
 from genrec.evaluation.judge import SHARED_LEVELS
-from genrec.planning import family
+from genrec.planning import family, record
 from genrec.registry import Registry, Version, open_registry
 from genrec.requests.calibrations import Calibration
 from genrec.requests.intake import known_of
@@ -60,6 +60,7 @@ def dry_run(workspace: Workspace, subject: Subject, now: datetime) -> DryRun:
     plan = route(
         subject.kind, others + 1, ladders.get(subject.kind, params.unlearning.concept_ladder), calibrations, now=now,
         calibration=params.calibration, router=params.router,
+        tried=record(workspace, bundle.backbone.hash, now), retrain_s=bundle.lineage.retrain_s,
     )  # fmt: skip
     seconds, source = _cost(plan.ladder[0], calibrations, registry, champion, bundle.lineage.retrain_s)
     forgotten = {dataset.item_ids[i] for i in items} if subject.kind in ("concept", "item") else set()

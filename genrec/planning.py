@@ -1,7 +1,7 @@
 """The router's facts, read from the workspace, and its plans, kept in the ledger: a resumed night keeps its plan."""
 
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from genrec import unlearning as methods
 from genrec.calibration import approximate, params_hash
@@ -12,6 +12,8 @@ from genrec.models.bundle import read_manifest
 from genrec.night import Night
 from genrec.plugins import Plugin
 from genrec.registry import open_registry
+from genrec.requests import attempts
+from genrec.requests.attempts import Tried
 from genrec.requests.calibrations import Calibration, latest
 from genrec.requests.ledger import Batch, Request
 from genrec.requests.router import route, waiting
@@ -41,22 +43,37 @@ def family(workspace: Workspace, backbone_hash: str) -> dict[str, Calibration]:
     return latest(open_ledger(workspace).engine, backbone_hash, hashes)
 
 
+def families(params: Params, backbone_hash: str) -> dict[str, str]:
+    """The model family of each approximate rung for concepts, as one name: the backbone and the method's parameters."""
+    names = (name for name in params.unlearning.concept_ladder if not methods.method(name).exact)
+    return {name: f"{backbone_hash}.{params_hash(params, name)}" for name in names}
+
+
+def record(workspace: Workspace, backbone_hash: str, now: datetime) -> dict[str, list[Tried]]:
+    """What each rung for concepts did on this model family, as long as it counts."""
+    params = workspace.params()
+    since = now - timedelta(days=params.calibration.max_age_days)
+    return attempts.tried(open_ledger(workspace).engine, families(params, backbone_hash), since)
+
+
 def plan(night: Night, now: datetime) -> dict[str, dict]:
     """The plan of each group of the night as JSON (`router.Plan.as_dict`); made once and kept with the batch."""
     ledger = open_ledger(night.workspace)
     details = ledger.stage(night.batch.id).details
     if "plans" in details:
         return details["plans"]
-    known = family(night.workspace, night.champion.backbone.hash)
+    backbone, retrain_s = night.champion.backbone.hash, night.champion.lineage.retrain_s
+    known, tried = family(night.workspace, backbone), record(night.workspace, backbone, now)
     plans = {
         group.name: route(
             group.kind, len(group.users), group.ladder, known, now=now,
-            calibration=night.params.calibration, router=night.params.router,
+            calibration=night.params.calibration, router=night.params.router, tried=tried, retrain_s=retrain_s,
         ).as_dict()
         for group in night.groups
     }  # fmt: skip
     why = {request: plans[group.name]["reason"] for group in night.groups for request in group.request_ids}
-    ledger.set_plans(night.batch.id, plans, why, now=now)
+    details = {"plans": plans, "families": families(night.params, backbone)}
+    ledger.set_plans(night.batch.id, details, why, now=now)
     return plans
 
 

@@ -34,6 +34,18 @@ class UcanPlusParams(Section):
     learning_rate: float = Field(1e-3, gt=0, description="peak of the warm-up and cosine schedule (AdamW)")
 
 
+class UcanPlusAttenuateParams(Section):
+    """U-CAN+ in its first form: attribution contrast, soft attenuation, short repair on labels."""
+
+    share: float = Field(0.1, gt=0, le=1, description="share of the adapter's weights, by contrast, that decay")
+    contrast_rows: int = Field(48, ge=1, description="rows of either side that the contrast is taken on")
+    decay: float = Field(3.0, gt=0, description="beta of the exponential decay")
+    floor: float = Field(0.05, ge=0, lt=1, description="s_min, the smallest scale")
+    steps: int = Field(80, ge=0, description="repair steps on retained rows; 0: none")
+    batch_tokens: int = Field(3200, ge=64, description="tokens per repair step, padding counted")
+    learning_rate: float = Field(1e-3, gt=0, description="peak of the repair's warm-up and cosine schedule (AdamW)")
+
+
 class TracerParams(Section):
     """TRACER, arXiv 2606.07688."""
 
@@ -111,6 +123,7 @@ class ScifParams(Section):
 class UnlearningParams(Section):
     ucan: UcanParams = UcanParams()
     ucan_plus: UcanPlusParams = UcanPlusParams()
+    ucan_plus_attenuate: UcanPlusAttenuateParams = UcanPlusAttenuateParams()
     tracer: TracerParams = TracerParams()
     hard_prune: HardPruneParams = HardPruneParams()
     finetune: DescentParams = DescentParams()

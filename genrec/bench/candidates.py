@@ -1,25 +1,24 @@
 """One method on one erasure: run, time, judge against the champion and the retrained model, and audit."""
 
-import math
 import time
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import nn
 
 from genrec.bench.erasures import Erasure
 from genrec.bench.memory import peak_memory
+from genrec.bench.retrained import RETRAINED, Retrained, retrained
 from genrec.config import Params
-from genrec.data.sequences import Dataset, without
+from genrec.data.sequences import TEST, Dataset, without
 from genrec.errors import UnlearningError
 from genrec.evaluation import gates
-from genrec.evaluation.forgetting import UserForgetting, concept_mass, holdout_users, user_forgetting
-from genrec.evaluation.judge import Erased, Forgotten, Measured, judge, measure
+from genrec.evaluation.forgetting import UserForgetting, concept_exposure, concept_mass, holdout_users, user_forgetting
+from genrec.evaluation.judge import SHARED_LEVELS, Erased, Forgotten, Measured, judge, measure
 from genrec.evaluation.membership import membership
-from genrec.evaluation.ranking import TOP, rank, utility
+from genrec.evaluation.ranking import TOP, rank, training_counts, utility
 from genrec.evaluation.robustness import extraction, relearn, relearn_sample
 from genrec.evaluation.rules import rules
 from genrec.evaluation.shift import (
@@ -31,22 +30,22 @@ from genrec.evaluation.shift import (
     user_rows,
 )
 from genrec.evaluation.statistics import Bootstrap, Measure, mean, ratio
-from genrec.models.adapter import Adapter
 from genrec.models.bundle import Bundle
-from genrec.training.base import adapter_identity
 from genrec.unlearning import Problem, method
 from genrec.unlearning.descent import forget_rows
-from genrec.unlearning.retrain import retrain_rows
 
-ORIGINAL, RETRAINED = "original", "retrain"
+ORIGINAL = "original"
 RELEARNED = "relearning gains over retrained"
 MASS_CASES = 200
-"""Test cases on which a concept's whole probability is summed exactly."""
+"""Cases on which a concept's whole probability is summed exactly."""
 
 
 @dataclass(frozen=True)
 class Bench:
-    """The base model and its hash, its data, and the folder of everything that can be reused."""
+    """The base model and its hash, its data, and the folder of everything that can be reused.
+
+    split: whose rows everything is measured on, VALID where methods are tuned.
+    """
 
     identity: str
     bundle: Bundle
@@ -54,6 +53,7 @@ class Bench:
     embeddings: np.ndarray
     params: Params
     folder: Path
+    split: int = TEST
 
 
 class Case:
@@ -64,37 +64,26 @@ class Case:
         limits, plan = bench.params.gates, Bootstrap.of(bench.params)
         retained = without(bench.dataset, erasure.users, erasure.items)
         self.group = Forgotten(erasure.label, erasure.users, erasure.items)
-        self.erased = Erased(retained, bench.dataset, limits, plan, bench.params.bench.max_cases, rules(bench.params))
+        self.erased = Erased(
+            retained, bench.dataset, limits, plan, bench.params.bench.max_cases, rules(bench.params), bench.split
+        )
         self.problem = Problem(
             bench.bundle, bench.params, retained, bench.dataset, erasure.users, erasure.items, bench.embeddings,
             f"bench-{erasure.seed}", erasure.seed,
         )  # fmt: skip
 
     @cached_property
-    def retrained(self) -> tuple[Bundle, float]:
-        """The adapter retrained without the rows and the seconds that took; reused when data and parameters agree."""
-        from safetensors.torch import load_file, save_file
-
-        bundle, params = self.bench.bundle, self.bench.params
-        problem = replace(self.problem, seed=params.seed)  # one for an erasure, whatever the method's seed
-        identity = adapter_identity(bundle.backbone, retrain_rows(problem), bundle.table, params, params.seed)
-        path = self.bench.folder / "retrained" / f"{identity}.safetensors"
-        if not path.exists():
-            started = time.perf_counter()
-            adapter = method(RETRAINED).run(problem).bundle.adapter
-            seconds = torch.tensor(time.perf_counter() - started, dtype=torch.float64)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            save_file({**adapter.state, "seconds": seconds}, path.with_suffix(".tmp"))
-            path.with_suffix(".tmp").rename(path)
-        state = load_file(path)
-        seconds = float(state.pop("seconds"))
-        adapter = Adapter(bundle.adapter.rank, bundle.adapter.alpha, state)
-        return replace(bundle, adapter=adapter, overlays=()), seconds
+    def retrained(self) -> Retrained:
+        """The adapter retrained without the rows, one for an erasure, whatever the method's seed."""
+        return retrained(self.bench.folder / "retrained", replace(self.problem, seed=self.bench.params.seed))
 
     @cached_property
     def champion(self) -> Bundle:
-        """The start bundle, with the retraining time of this very run, so that cost is a ratio within it."""
-        return self.bench.bundle.with_lineage(retrain_s=self.retrained[1], utility_ratio=1.0)
+        """The start bundle, with the retraining seconds of this code on this machine: cost is a ratio of like to like.
+
+        They may be of an earlier run; `retrained` says of which day.
+        """
+        return self.bench.bundle.with_lineage(retrain_s=self.retrained.seconds, utility_ratio=1.0)
 
     @cached_property
     def before(self) -> Measured:
@@ -102,7 +91,7 @@ class Case:
 
     @cached_property
     def reference(self) -> Measured:
-        return measure(self.erased, self.retrained[0], [self.group])
+        return measure(self.erased, self.retrained.bundle, [self.group])
 
     @cached_property
     def original_recall(self) -> float:
@@ -135,7 +124,7 @@ class Case:
 
     @cached_property
     def reference_relearned(self) -> np.ndarray | UserForgetting:
-        return self.relearned(self.retrained[0])
+        return self.relearned(self.retrained.bundle)
 
     def relearn_gains(self, bundle: Bundle) -> dict[str, Measure]:
         """What relearning brings back to `bundle` beyond what it brings to the retrained model, paired.
@@ -148,7 +137,7 @@ class Case:
             return {RELEARNED: found.gap_over(self.reference_relearned, plan)}
         gains = {RELEARNED: mean(found - self.reference_relearned, plan)}
         if (bundle.table.sids != self.bench.bundle.table.sids).any():
-            on_its_sids = self.relearned(replace(self.retrained[0], table=bundle.table))
+            on_its_sids = self.relearned(replace(self.retrained.bundle, table=bundle.table))
             gains[f"{RELEARNED}, same SIDs"] = mean(found - on_its_sids, plan)
         return gains
 
@@ -160,20 +149,22 @@ def run(case: Case, name: str) -> dict:
     """
     exact = name == RETRAINED
     record: dict = {"method": name, "label": case.erasure.label, "seed": case.erasure.seed, "exact": exact}
-    retrain_s = case.retrained[1]
+    retrain_s = case.retrained.seconds
     with peak_memory() as peak:
         started = time.perf_counter()
         try:
             if name == ORIGINAL:
                 candidate, diagnostics = case.champion, {}
             elif exact:
-                candidate, diagnostics = case.retrained[0], {}
+                candidate, diagnostics = case.retrained.bundle, {}
             else:
                 outcome = method(name).run(replace(case.problem, bundle=case.champion))
                 candidate, diagnostics = outcome.bundle, outcome.diagnostics
         except UnlearningError as error:
             return record | {"verdict": "REFUSED", "reason": str(error), "gates": [], "figures": {}}
-        seconds = retrain_s if exact else time.perf_counter() - started
+        seconds = time.perf_counter() - started
+    if exact:
+        seconds, peak = retrain_s, case.retrained.peak
     found, after = judge(
         case.erased, [case.group], case.champion, case.champion, case.before, candidate,
         exact=exact, wall_s=seconds, reference=None if exact else case.reference,
@@ -184,8 +175,7 @@ def run(case: Case, name: str) -> dict:
     return record | {
         "verdict": gates.decide(found, exact),
         "seconds": seconds, "share_of_retraining": seconds / retrain_s,
-        "peak_mib": None if exact or math.isnan(peak.mib) else peak.mib,
-        "peak_above_start_mib": None if exact or math.isnan(peak.mib) else peak.above_start_mib,
+        "peak_mib": peak.mib, "peak_above_start_mib": peak.above_start_mib, "peak_gpu_mib": peak.gpu_mib,
         "gates": [gate.as_dict() for gate in found],
         "figures": {key: m.as_dict() for key, m in (figures(case, candidate, after) | gains).items()},
         "diagnostics": diagnostics,
@@ -208,9 +198,22 @@ def figures(case: Case, candidate: Bundle, after: Measured) -> dict[str, Measure
         found["target mass"] = concept_mass(candidate, model, cases, case.erasure.items, plan)
         exposed = np.isin(after.ranking.top, case.erasure.items).sum(1) / TOP
         found["exposure share"] = mean(exposed, plan)
+        found |= exposure_by_taste(case, after)
     if len(case.erasure.users):
         found |= user_figures(case, candidate, model, after, found[f"recall@{TOP}"])
     return found
+
+
+def exposure_by_taste(case: Case, after: Measured) -> dict[str, Measure]:
+    """SH@10 of the people whose history holds the concept, and of the rest."""
+    cases, items = case.erased.provoking, case.erasure.items
+    likes = np.array([np.isin(history, items).any() for history in cases.histories], bool)
+    return {
+        f"{who} sh@{TOP}": concept_exposure(
+            after.provoked.select(mask), cases.select(mask), items, TOP, case.erased.limits.confidence
+        )
+        for who, mask in (("likers", likes), ("others", ~likes))
+    }
 
 
 def user_figures(
@@ -225,7 +228,7 @@ def user_figures(
         found[f"membership {name} AUC"] = getattr(attacks, name).auc
         found[f"membership {name} TPR@1%FPR"] = getattr(attacks, name).tpr
     rows = user_rows(candidate, restored, users)
-    for name, other in (("original", case.champion), ("retrained", case.retrained[0])):
+    for name, other in (("original", case.champion), ("retrained", case.retrained.bundle)):
         shift = token_shift((other, other.model()), (candidate, model), rows, plan)
         found |= {f"KL from {name}": shift.kl, f"prediction shift from {name}": shift.changed}
     found["perplexity forgotten"] = perplexity(candidate, model, restored, users, plan)
@@ -239,15 +242,16 @@ def user_figures(
 
 
 def slices(case: Case) -> dict[str, np.ndarray]:
-    """Parts of the staying people's test cases: collateral, popularity of the target, length of the history."""
-    cases, data = case.erased.cases, case.erased.retained
-    counts = np.bincount(data.items[data.split == 0], minlength=len(data.item_ids))
+    """Parts of the staying people's cases: popularity of the target, length of the history, and for a concept how many
+    SID tokens the target shares with its items; two and more are the collateral gate's."""
+    cases, counts = case.erased.cases, training_counts(case.erased.retained)
     order = np.argsort(np.argsort(-counts, kind="stable"))[cases.targets] / len(counts)
     lengths = np.array([len(history) for history in cases.histories])
     found = {
-        "head": order < 0.2, "tail": order >= 0.6, "short history": lengths <= np.median(lengths),
-        "long history": lengths > np.median(lengths),
+        "head": order < 0.2, "mid": (order >= 0.2) & (order < 0.6), "tail": order >= 0.6,
+        "short history": lengths <= np.median(lengths), "long history": lengths > np.median(lengths),
     }  # fmt: skip
     if len(case.erasure.items):
-        found["sharing SID tokens"] = case.erased.beside(case.champion, case.erasure.items)
+        shared = case.champion.table.shared(case.erasure.items)[cases.targets]
+        found |= {"sharing 1 SID token": shared == 1, f"sharing {SHARED_LEVELS}+ SID tokens": shared >= SHARED_LEVELS}
     return found

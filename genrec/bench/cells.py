@@ -2,15 +2,18 @@
 
 import hashlib
 import json
+import os
+import platform
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 
 import genrec
 from genrec.data.files import write_json
 
-CODE = ("bench", "evaluation", "models", "rivals", "sid", "training", "unlearning")
+CODE = ("bench", "data", "evaluation", "models", "rivals", "sid", "training", "unlearning")
 
 
 def code_hash() -> str:
@@ -19,6 +22,12 @@ def code_hash() -> str:
     for path in sorted(path for folder in CODE for path in (root / folder).rglob("*.py")):
         digest.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
     return digest.hexdigest()
+
+
+def machine() -> str:
+    """What seconds were measured on."""
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    return f"{os.cpu_count()} cores, {platform.machine()}{gpu}"
 
 
 def content_key(facts: Sequence, arrays: Iterable[np.ndarray]) -> str:

@@ -1,6 +1,6 @@
 """The bench's matrix: every method on every erasure, each cell written once, so that an interrupted bench resumes."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,18 +26,23 @@ def check_methods(names: Sequence[str]) -> tuple[str, ...]:
 
 
 def cell_key(bench: Bench, erasure: Erasure, name: str, code: str) -> str:
-    """What a cell depends on, as one hash: base model, code, erasure, seed, the method's parameters and the limits."""
+    """What a cell depends on, as one hash: what all of them do, and the erasure."""
+    return content_key([*shared_facts(bench, code, name), erasure.label, erasure.seed], [erasure.users, erasure.items])
+
+
+def shared_facts(bench: Bench, code: str, *names: str) -> list:
+    """What figures of the methods `names` depend on whatever is erased: base model, code, parameters, limits, cases."""
     params = bench.params
     settings = [params.gates, params.relearn, params.unlearning.model_dump(exclude={"user_ladder", "concept_ladder"})]
-    facts = [bench.identity, code, erasure.label, erasure.seed, name, params.seed, repr(settings)]
-    facts += [params.plugins.model_dump(mode="json"), *(plugin.code_hash() for plugin in _others(params, name))]
-    return content_key(facts, [erasure.users, erasure.items])
+    facts = [bench.identity, code, *names, params.seed, repr(settings), params.bench.max_cases, bench.split]
+    others = [plugin.code_hash() for plugin in _others(params, names)]
+    return [*facts, params.plugins.model_dump(mode="json"), *others]
 
 
-def _others(params: Params, name: str) -> list[Plugin]:
-    """The plugins that have a part in a cell: the method, where it is one, and every gate."""
+def _others(params: Params, names: Sequence[str]) -> list[Plugin]:
+    """The plugins that have a part in it: each method that is one, and every gate."""
     methods = plugins()
-    return [*([methods[name]] if name in methods else []), *(rule.plugin for rule in rules(params))]
+    return [*(methods[name] for name in names if name in methods), *(rule.plugin for rule in rules(params))]
 
 
 def fill(
@@ -79,8 +84,17 @@ def pool(figures: Sequence[dict]) -> Pooled:
     return Pooled(average("value"), average("low"), average("high"), figures[0]["n"], len(figures))
 
 
+COSTS = ("seconds", "share_of_retraining", "peak_mib", "peak_above_start_mib", "peak_gpu_mib")
+
+
+def spread(values: Iterable[float | None]) -> dict[str, float] | None:
+    """Mean, min and max of what was measured; None where nothing was."""
+    found = [value for value in values if value is not None]
+    return {"mean": float(np.mean(found)), "min": min(found), "max": max(found)} if found else None
+
+
 def table(records: Sequence[dict]) -> list[dict]:
-    """One row per label and method: pooled figures, gate verdicts counted over seeds, seconds, memory."""
+    """One row per label and method: pooled figures, gate verdicts counted over seeds, the spread of cost over seeds."""
     rows = []
     for label, name in dict.fromkeys((r["label"], r["method"]) for r in records):
         cells = [r for r in records if (r["label"], r["method"]) == (label, name)]
@@ -97,9 +111,7 @@ def table(records: Sequence[dict]) -> list[dict]:
                 for gate in dict.fromkeys(g["name"] for r in done for g in r["gates"])
             }
             row["figures"] = {key: vars(pool([r["figures"][key] for r in done])) for key in done[0]["figures"]}
-            for key in ("seconds", "share_of_retraining", "peak_mib", "peak_above_start_mib"):
-                found = [r[key] for r in done if r[key] is not None]
-                row[key] = float(np.mean(found)) if found else None
+            row |= {key: spread(r[key] for r in done) for key in COSTS}
         else:
             row["reason"] = cells[0]["reason"]
         rows.append(row)

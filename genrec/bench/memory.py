@@ -1,19 +1,23 @@
-"""Peak memory of a piece of work in this process."""
+"""Peak memory of a piece of work in this process, and on its GPU where there is one."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 @dataclass
 class Peak:
-    """Filled in at the end of the block: peak resident memory in MiB, and how much of it is above the start."""
+    """Filled in at the end of the block, MiB, None where it cannot be measured: peak resident memory, how much of it is
+    above the start, and the most that tensors held on the GPU."""
 
-    mib: float = float("nan")
-    above_start_mib: float = float("nan")
+    mib: float | None = None
+    above_start_mib: float | None = None
+    gpu_mib: float | None = None
 
 
 def _status(key: str) -> float:
@@ -23,14 +27,18 @@ def _status(key: str) -> float:
 
 @contextmanager
 def peak_memory() -> Iterator[Peak]:
-    """Measure the block on Linux by resetting the kernel's high-water mark; elsewhere both figures stay nan."""
-    peak = Peak()
+    """Measure the block: resident memory on Linux, by resetting the kernel's high-water mark; CUDA's own for a GPU."""
+    peak, start = Peak(), None
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
     try:
         RESET.write_text("5")
         start = _status("VmRSS:")
     except OSError:
-        yield peak
-        return
+        pass  # no Linux, or no right to
     yield peak
-    peak.mib = _status("VmHWM:")
-    peak.above_start_mib = peak.mib - start
+    if start is not None:
+        peak.mib = _status("VmHWM:")
+        peak.above_start_mib = peak.mib - start
+    if torch.cuda.is_available():
+        peak.gpu_mib = torch.cuda.max_memory_allocated() / 2**20

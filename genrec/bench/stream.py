@@ -3,26 +3,31 @@
 Every night forgets a few users and some nights a concept as well, each method starting from the night before's model.
 All measures are taken on the same test cases, those of whoever is still there after the last night, so that a figure's
 change over the nights is the model's and not the sample's. At the end every night's request is judged again on the last
-model, against the adapter retrained without any of them.
+model, against the adapter retrained without any of them; where a night has fewer people than `gates.min_users` it has
+no verdict of its own, and all nights' people together are what can be told. A night is kept with its model, so that an
+interrupted stream goes on where it stopped.
 """
 
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
 from genrec.bench.candidates import Bench, Case
+from genrec.bench.cells import code_hash, content_key, kept
 from genrec.bench.erasures import NOTHING, Erasure, choose_concepts, user_pool
+from genrec.bench.matrix import shared_facts
 from genrec.data.sequences import without
 from genrec.errors import DataError
 from genrec.evaluation.forgetting import user_nll
-from genrec.evaluation.gates import Gate, utility_gate
+from genrec.evaluation.gates import Gate, decide, utility_gate
 from genrec.evaluation.judge import Erased, Forgotten, Measured, forgetting, forgetting_gates, measure
 from genrec.evaluation.ranking import TOP, Ranking, rank, target_nll
 from genrec.evaluation.statistics import mean, ratio
 from genrec.models.adapter import combine
-from genrec.models.bundle import Bundle
+from genrec.models.bundle import Bundle, load_bundle, save_bundle
 from genrec.progress import tracked
 from genrec.unlearning import Problem, method
 
@@ -43,11 +48,17 @@ class Night:
 
 
 def draw_nights(bench: Bench, seed: int) -> list[Night]:
-    """Disjoint users, their share drawn per night from `bench.night_users`; the rarest concepts, evenly spread."""
+    """Disjoint users, their share drawn per night from `bench.night_users`; the rarest concepts, evenly spread.
+
+    Where the upper end of that is enough people for a verdict, no night has fewer.
+    """
     params, rng = bench.params.bench, np.random.default_rng([seed, 23])
     pool = rng.permutation(user_pool(bench.dataset, params, tuning=False))
     people = len(bench.dataset.user_ids)
-    sizes = [max(1, round(share * people)) for share in rng.uniform(*params.night_users, params.nights)]
+    low, high = params.night_users
+    enough = bench.params.gates.min_users / people
+    shares = rng.uniform(max(low, enough) if enough <= high else low, high, params.nights)
+    sizes = [max(1, round(share * people)) for share in shares]
     if sum(sizes) > len(pool):
         raise DataError(f"{params.nights} nights ask for {sum(sizes)} users of {len(pool)}. Lower bench.night_users.")
     concepts = choose_concepts(bench.dataset, params)[: params.concept_nights]
@@ -78,7 +89,8 @@ class Stream:
         gone_items = np.concatenate([NOTHING, *(n.items for n in before)])
         earlier = without(self.bench.dataset, gone_users, gone_items)
         index = {name: i for i, name in enumerate(earlier.user_ids)}
-        here = np.array([index[self.bench.dataset.user_ids[u]] for u in users], np.int64)
+        names = [self.bench.dataset.user_ids[u] for u in users]
+        here = np.array([index[name] for name in names if name in index], np.int64)  # some went with a concept's rows
         return Problem(
             bundle, self.bench.params, without(earlier, here, items), earlier, here, items, self.bench.embeddings,
             f"night-{night.number}", self.seed,
@@ -88,11 +100,14 @@ class Stream:
         started = time.perf_counter()
         if night.concept:
             bundle = method(concept_method).run(self.problem(bundle, night, NOTHING, night.items)).bundle
-        bundle = method(user_method).run(self.problem(bundle, night, night.users, NOTHING)).bundle
+        people = self.problem(bundle, night, night.users, NOTHING)
+        if len(people.users):
+            bundle = method(user_method).run(people).bundle
         return bundle, time.perf_counter() - started
 
     def judged(self, bundle: Bundle, nights: list[Night], reference: Bundle) -> list[dict]:
-        """Forgetting gates of each night's requests on `bundle`, against the model retrained without any of them."""
+        """Verdict and forgetting gates of each night's requests on `bundle`, against the model retrained without any of
+        them; night 0 is all nights' people at once."""
         erased = self.final.erased
         rows = []
         groups = [(night, group) for night in nights for group in night.groups]
@@ -100,7 +115,12 @@ class Stream:
         for number, group in [*((n.number, g) for n, g in groups), (0, everyone)]:
             found, retrained = (forgetting(erased, b, b.model(), [group]) for b in (bundle, reference))
             judged = forgetting_gates(erased, found, [group], retrained)
-            rows.append({"night": number, "label": group.label, "gates": [gate.as_dict() for gate in judged]})
+            rows.append(
+                {
+                    "night": number, "label": group.label, "people": len(group.users),
+                    "verdict": decide(judged, exact=False), "gates": [gate.as_dict() for gate in judged],
+                }
+            )  # fmt: skip
         return rows
 
 
@@ -114,28 +134,54 @@ def utility_row(erased: Erased, before: Ranking, after: Ranking) -> dict:
     return {"drift": drift, "test NLL increase": nll.as_dict(), "utility": gate.verdict}
 
 
+def stream_key(bench: Bench, nights: list[Night], seed: int, user_method: str, concept_method: str, code: str) -> str:
+    """What a stream depends on, as one hash."""
+    facts = [*shared_facts(bench, code, "ucan", user_method, concept_method), seed, [n.concept for n in nights]]
+    return content_key(facts, [part for night in nights for part in (night.users, night.items)])
+
+
 def run_stream(
     bench: Bench, seed: int, user_method: str, concept_method: str, say: Callable[[str], None] = print
 ) -> dict:
-    """All nights, then everything judged again; ready for JSON."""
-    stream = Stream(bench, draw_nights(bench, seed), seed)
-    erased, (retrained, retrain_s) = stream.final.erased, stream.final.retrained
+    """All nights, then everything judged again; ready for JSON. What an earlier run of it has done is read."""
+    nights = draw_nights(bench, seed)
+    folder = bench.folder / "streams" / stream_key(bench, nights, seed, user_method, concept_method, code_hash())
+    stream = Stream(bench, nights, seed)
+    return kept(folder / "stream.json", lambda: _measured(stream, folder, user_method, concept_method, say))[0]
+
+
+def _measured(stream: Stream, folder: Path, user_method: str, concept_method: str, say: Callable[[str], None]) -> dict:
+    bench, erased, gold = stream.bench, stream.final.erased, stream.final.retrained
     before = measure(erased, bench.bundle, [])
-    bundle, rows, first = bench.bundle, [], None
-    for night in tracked("nights", stream.nights):
-        bundle, seconds = stream.run_night(bundle, night, user_method, concept_method)
-        first = first or bundle
-        ranking = rank(bundle, bundle.model(), erased.cases)
+    rows: list[dict] = []
+
+    def model(after: int) -> Bundle:
+        """As it is after so many nights."""
+        return load_bundle(folder / f"night-{after}") if after else bench.bundle
+
+    def run(night: Night) -> dict:
+        bundle, seconds = stream.run_night(model(night.number - 1), night, user_method, concept_method)
+        folder.mkdir(parents=True, exist_ok=True)
+        save_bundle(bundle, folder / f"night-{night.number}")
         row = {"night": night.number, "users": len(night.users), "concept": night.concept, "seconds": seconds}
-        rows.append(row | utility_row(erased, before.ranking, ranking))
-        drift = rows[-1]["drift"]["value"]
-        say(f"stream, seed {seed}, night {night.number}: {seconds:.1f} s, drift {drift:+.3f}")
-    reference: Measured = measure(erased, retrained, [])
+        return row | utility_row(erased, before.ranking, rank(bundle, bundle.model(), erased.cases))
+
+    for night in tracked("nights", stream.nights):
+        row, reused = kept(folder / f"night-{night.number}.json", lambda night=night: run(night))
+        rows.append(row)
+        drift = row["drift"]["value"]
+        said = f"{row['seconds']:.1f} s, drift {'unknown' if drift is None else f'{drift:+.3f}'}{' (reused)' * reused}"
+        say(f"stream, seed {stream.seed}, night {night.number}: {said}")
+    few, limit = sum(len(night.users) < erased.limits.min_users for night in stream.nights), erased.limits.min_users
+    if few:
+        say(f"{few} of {len(rows)} nights have fewer than {limit} people: no verdict of their own, only pooled.")
+    reference: Measured = measure(erased, gold.bundle, [])
     return {
-        "seed": seed, "user_method": user_method, "concept_method": concept_method, "retrain_s": retrain_s,
+        "seed": stream.seed, "user_method": user_method, "concept_method": concept_method,
+        "retrain_s": gold.seconds, "min_users": limit, "nights_with_too_few_people": few,
         "nights": rows, "retrained": utility_row(erased, before.ranking, reference.ranking),
-        "first_night_after_night_1": stream.judged(first, stream.nights[:1], retrained),
-        "requests_at_the_end": stream.judged(bundle, stream.nights, retrained),
+        "first_night_after_night_1": stream.judged(model(1), stream.nights[:1], gold.bundle),
+        "requests_at_the_end": stream.judged(model(len(rows)), stream.nights, gold.bundle),
         "order": order_independence(bench, stream, user_method),
     }  # fmt: skip
 

@@ -1,23 +1,22 @@
 """`genrec bench unlearn`: open the base model, run the scenario, write JSON and plot, log to MLflow."""
 
-import os
-import platform
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 from genrec.bench import matrix
-from genrec.bench.candidates import Bench
+from genrec.bench.candidates import ORIGINAL, Bench
+from genrec.bench.cells import machine
 from genrec.bench.erasures import check_scenario, concept_erasures, user_draws
 from genrec.bench.plot import write_plot
 from genrec.bench.stream import run_stream
 from genrec.config import Workspace
 from genrec.data.files import write_json
-from genrec.data.sequences import load_dataset
+from genrec.data.sequences import TEST, VALID, load_dataset
 from genrec.data.sources import SOURCES
 from genrec.data.tables import table_file
-from genrec.errors import DataError
+from genrec.errors import ConfigError, DataError
 from genrec.models.bundle import load_bundle, read_manifest
 from genrec.pipeline import code_version, load_embeddings
 
@@ -33,10 +32,25 @@ class Order:
     tuning: bool = False
 
 
+DEFAULT_METHODS = {"users": ("ucan", "ucan_plus"), "concept": ("tracer",), "stream": ("ucan_plus", "tracer")}
+"""Methods of a scenario where none is named."""
+
+
 def check(order: Order) -> None:
-    """Refuse an unknown scenario or method before anything is trained."""
+    """Refuse what the bench does not know or would not use, before anything is trained. Raises ConfigError."""
     check_scenario(order.scenario)
     matrix.check_methods(order.methods)
+    if order.concepts and order.scenario != "concept":
+        raise ConfigError(f"--concepts names what --scenario concept forgets, not {order.scenario}. Leave it out.")
+    if order.scenario == "stream":
+        left = [name for name in order.methods if name not in stream_methods(order.methods) or name == ORIGINAL]
+        if left:
+            raise ConfigError(
+                f"A stream has one method for people and one for concepts (tracer...), so not also {', '.join(left)}. "
+                "Run it again for another pair."
+            )
+        if order.tuning:
+            raise ConfigError("A stream is for reporting and knows no --tuning. Tune with --scenario users or concept.")
 
 
 def source_of(directory: Path) -> str:
@@ -66,11 +80,12 @@ def open_bench(workspace: Workspace) -> Bench:
 def run(workspace: Workspace, order: Order, say: Callable[[str], None]) -> dict:
     """The bench's result as written to JSON: facts of the run, `records` and `table`, or the streams."""
     check(order)
-    bench, seeds = open_bench(workspace), range(order.seeds)
+    bench, seeds = replace(open_bench(workspace), split=VALID if order.tuning else TEST), range(order.seeds)
     result: dict = {
-        "scenario": order.scenario, "seeds": order.seeds, "tuning": order.tuning, "code_version": code_version(),
+        "scenario": order.scenario, "seeds": order.seeds, "tuning": order.tuning,
+        "measured_on": "validation items" if order.tuning else "test items", "code_version": code_version(),
         "bundle_hash": bench.identity, "date": datetime.now(UTC).date().isoformat(),
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}",
+        "machine": machine(),
         "users": len(bench.dataset.user_ids), "items": len(bench.dataset.item_ids), "rows": len(bench.dataset.items),
     }  # fmt: skip
     if order.scenario == "stream":
@@ -103,7 +118,7 @@ def children(result: dict) -> list[dict]:
     found = []
     for r in result.get("records", ()):
         metrics = {name: m["value"] for name, m in r["figures"].items()}
-        metrics |= {key: r[key] for key in ("seconds", "share_of_retraining", "peak_mib") if key in r}
+        metrics |= {key: r[key] for key in matrix.COSTS if key in r}
         tags = {"label": r["label"], "method": r["method"], "seed": r["seed"], "verdict": r["verdict"]}
         tags |= {f"gate.{gate['name']}": gate["verdict"] for gate in r["gates"]}
         name = f"{r['label']} {r['method']} {r['seed']}"
@@ -111,6 +126,7 @@ def children(result: dict) -> list[dict]:
     for stream in result.get("streams", ()):
         for night in stream["nights"]:
             metrics = {"seconds": night["seconds"], "drift": night["drift"]["value"]}
+            metrics = {name: value for name, value in metrics.items() if value is not None}
             tags = {"method": stream["user_method"], "seed": stream["seed"], "utility": night["utility"]}
             found.append({"name": f"night {night['night']} {stream['seed']}", "tags": tags, "metrics": metrics})
     return found
@@ -126,16 +142,27 @@ def summary_rows(result: dict) -> list[dict]:
         rows.append(
             {"label": row["label"], "method": row["method"], **shown,
              "test NLL": _shown(figures.get("test NLL increase")),
-             "seconds": None if row.get("seconds") is None else round(row["seconds"], 1),
+             "seconds": _seconds(row.get("seconds")),
              "verdict": " ".join(f"{name} {count}" for name, count in row["verdicts"].items())}
         )  # fmt: skip
     for stream in result.get("streams", ()):
         rows += [
             {"seed": stream["seed"], "night": n["night"], "users": n["users"], "concept": n["concept"],
-             "seconds": round(n["seconds"], 1), "drift": _shown(n["drift"]), "test NLL": _shown(n["test NLL increase"])}
+             "seconds": round(n["seconds"], 1), "drift": _shown(n["drift"]), "test NLL": _shown(n["test NLL increase"]),
+             "at the end": _at_the_end(stream, n["night"])}
             for n in stream["nights"]
         ]  # fmt: skip
+        rows.append({"seed": stream["seed"], "night": "all people", "at the end": _at_the_end(stream, 0)})
     return rows
+
+
+def _at_the_end(stream: dict, night: int) -> str:
+    """The verdicts of a night's requests on the last model, people first."""
+    return ", ".join(row["verdict"] for row in stream["requests_at_the_end"] if row["night"] == night)
+
+
+def _seconds(spread: dict | None) -> str:
+    return "" if spread is None else f"{spread['mean']:.1f} [{spread['min']:.1f}, {spread['max']:.1f}]"
 
 
 def _shown(figure: dict | None) -> str:

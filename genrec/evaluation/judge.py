@@ -14,7 +14,7 @@ import numpy as np
 from torch import nn
 
 from genrec.config import GateParams
-from genrec.data.sequences import Dataset, ForgetSet
+from genrec.data.sequences import TEST, Dataset, ForgetSet
 from genrec.evaluation import gates
 from genrec.evaluation.forgetting import UserForgetting, concept_exposure, user_forgetting
 from genrec.evaluation.gates import Gate
@@ -44,7 +44,7 @@ class Erased:
     """One erasure: the data without the forgotten rows, the data with them, and how to measure on them.
 
     max_cases: test cases to measure on, a sample by a hash of the user where there are more; None for all.
-    rules: gates of other packages.
+    rules: gates of other packages. split: whose rows are measured on, TEST, or VALID where something is tuned.
     """
 
     retained: Dataset
@@ -53,11 +53,12 @@ class Erased:
     plan: Bootstrap
     max_cases: int | None = None
     rules: Sequence[NamedRule] = ()
+    split: int = TEST
 
     @cached_property
     def cases(self) -> Cases:
-        """Test targets of the people who stay, on the data as it will be."""
-        return self._sample(held_out(self.retained), self.retained)
+        """Targets of the people who stay, on the data as it will be."""
+        return self._sample(held_out(self.retained, self.split), self.retained)
 
     def _sample(self, cases: Cases, dataset: Dataset) -> Cases:
         if self.max_cases is None or len(cases.targets) <= self.max_cases:
@@ -69,8 +70,8 @@ class Erased:
 
     @cached_property
     def provoking(self) -> Cases:
-        """Their test cases with the concept still in the histories: what a serving log may send."""
-        cases = held_out(self.restored)
+        """Their cases with the concept still in the histories: what a serving log may send."""
+        cases = held_out(self.restored, self.split)
         staying = set(self.retained.user_ids)
         there = np.array([self.restored.user_ids[u] in staying for u in cases.users], bool)
         return self._sample(cases.select(there), self.restored)
@@ -82,11 +83,13 @@ class Erased:
 
 @dataclass(frozen=True, eq=False)
 class Measured:
-    """A bundle on one erasure: utility per case, forgetting figures by name, and the likelihoods behind the users'."""
+    """A bundle on one erasure: utility per case, forgetting figures by name, and the likelihoods behind the users' and
+    the ranking of the provoking cases behind the concepts', None where they were not kept."""
 
     ranking: Ranking
     forgetting: dict[str, Measure]
     users: dict[str, UserForgetting] = field(default_factory=dict)
+    provoked: Ranking | None = None
 
 
 def sh_name(group: Forgotten) -> str:
@@ -116,7 +119,7 @@ def measure(erased: Erased, bundle: Bundle, groups: Sequence[Forgotten]) -> Meas
     """Rank the staying people's targets and take the forgetting figures of `groups`."""
     model = bundle.model()
     found = forgetting(erased, bundle, model, groups)
-    return Measured(rank(bundle, model, erased.cases), found.forgetting, found.users)
+    return Measured(rank(bundle, model, erased.cases), found.forgetting, found.users, found.ranking)
 
 
 def forgetting_gates(

@@ -1,9 +1,10 @@
 """Every figure that genrec reports of a model: its name, formula and unit, where it is used, and what others call it.
 
-A case is a staying person's last item after the ones before it: one target, so that Recall@k is a hit rate and the
-ideal DCG is 1. The whole catalogue is ranked, items of the history among it, by the bare model, without deny list or
-filter. Shares have Wilson's interval, coverage@10 and trade-off@10 none, all others a bootstrap's over people. Names in
-RecBole and torchmetrics are given where the definition is the same.
+A case is a staying person's last item after the ones before it (the last but one where `genrec bench unlearn` has
+--tuning): one target, so that Recall@k is a hit rate and the ideal DCG is 1. The whole catalogue is ranked, items of
+the history among it, by the bare model, without deny list or filter. Shares have Wilson's interval, coverage@10 and
+trade-off@10 none, all others a bootstrap's over people. Names in RecBole and torchmetrics are given where the
+definition is the same.
 
 A history is in the order of its times, equal ones by a seeded hash. Amazon Beauty has days alone: there the published
 order stays (within a day by product code), so that figures compare with the literature's. `tied_targets`, beside the
@@ -48,8 +49,9 @@ METRICS = (
     Metric("ndcg@10 ratio", "ndcg@10 / the champion's, same cases", "ratio", "gates utility, collateral, drift; bench"),
     Metric("test NLL increase", "test NLL - the champion's, same cases", "nat/token",
            "gates utility, collateral; calibration; bench"),
-    Metric("test NLL increase, ...", "the same on a slice: head, tail, short or long history, sharing SID tokens",
-           "nat/token", BENCH),
+    Metric("test NLL increase, ...",
+           "the same on a slice: head, mid or tail (20, 40, 40 % of the items), short or long history, sharing 1 or 2+ "
+           "SID tokens with the concept", "nat/token", BENCH),
     Metric("test NLL over retrained", "test NLL - the retrained model's, same cases", "nat/token", BENCH),
     Metric("prediction shift", "share of cases whose first item is not the champion's", "share of cases", BENCH),
     Metric("user NLL gap", "mean NLL of forgotten people - of never-seen ones, nearest in length", "nat/token",
@@ -67,6 +69,8 @@ METRICS = (
            "share of people", BENCH),
     Metric("sh@10 ...", "share of cases with another target whose top 10 holds an item of the concept",
            "share of cases", f"{NIGHT}; gate concept"),
+    Metric("likers sh@10", "the same of people whose history holds an item of the concept", "share of cases", BENCH),
+    Metric("others sh@10", "the same of the rest", "share of cases", BENCH),
     Metric("exposure share", "concept items / 10, mean over all lists", "share of a list", BENCH),
     Metric("target mass", "sum of p(SID) over the concept's items, mean over cases", "probability", BENCH),
     Metric("KL from ...", "KL(other model || candidate) over the vocabulary, per target token", "nat/token", BENCH),

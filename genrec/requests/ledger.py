@@ -232,13 +232,13 @@ class Ledger:
         with writing(self.engine) as session:
             _reach(session, _batch(session, batch_id), stage, details, now)
 
-    def set_plans(self, batch_id: str, plans: dict[str, dict], why: Mapping[str, str], *, now: datetime) -> None:
-        """Record the plan of each group as the stage `planned`, and in each request, by its id, the router's reason."""
+    def set_plans(self, batch_id: str, details: dict, why: Mapping[str, str], *, now: datetime) -> None:
+        """Record the plans in `details` as the stage `planned`, and in each request, by its id, the router's reason."""
         with writing(self.engine) as session:
             batch = _batch(session, batch_id)
             for row in _members(session, batch.id):
                 row.plan = why[row.id]
-            _reach(session, batch, "planned", {"plans": plans}, now)
+            _reach(session, batch, "planned", details, now)
 
     def stage(self, batch_id: str) -> Stage:
         """What `set_stage` recorded, also after the batch is closed."""

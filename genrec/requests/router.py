@@ -4,6 +4,9 @@ A few people carry no statistical power: their forgetting gates stay INCONCLUSIV
 group may use an approximate method only where a recent calibration of that method passed on this model family, and the
 calibration then carries the gates the group is too small for. A group of `router.min_users` or more speaks for itself.
 A calibration that passed goes out of date; one that did not pass counts until a newer one passes.
+
+Concepts and items have their power from the test cases, so there a rung's own record decides: what its last runs on
+this model family took and how they ended. The record goes out of date too, so that a rung is tried again.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,6 +14,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from genrec.config import CalibrationParams, RouterParams
+from genrec.requests.attempts import Tried
 from genrec.requests.calibrations import Calibration
 from genrec.requests.ledger import Request
 
@@ -33,17 +37,19 @@ class Plan:
 
 def route(
     kind: str, size: int, ladder: Sequence[str], calibrations: Mapping[str, Calibration], *, now: datetime,
-    calibration: CalibrationParams, router: RouterParams,
+    calibration: CalibrationParams, router: RouterParams, tried: Mapping[str, Sequence[Tried]] | None = None,
+    retrain_s: float | None = None,
 ) -> Plan:  # fmt: skip
     """The plan of one group.
 
     kind: `user`, `concept`, `item` or `interaction`. size: people in the group. ladder: as configured. calibrations:
-    the newest one of each method on this model family.
+    the newest one of each method on this model family. tried: what rungs for concepts did on it lately, newest first.
+    retrain_s: what training the champion's adapter took, None where nobody knows.
     """
     if kind == "interaction":
         return Plan(tuple(ladder), "Single interactions have no approximate method.")
     if kind != "user":
-        return Plan(tuple(ladder), "Ladder as configured: the gates have their power from the test cases.")
+        return _by_record(ladder, tried or {}, retrain_s, router)
     kept, carried, said = [], {}, []
     for name in ladder:
         if name == RETRAIN:
@@ -77,6 +83,37 @@ def waiting(
     if min(request.due_at for request in people) - now <= timedelta(days=defer_days):
         return frozenset()
     return frozenset(request.id for request in people)
+
+
+def _by_record(
+    ladder: Sequence[str], tried: Mapping[str, Sequence[Tried]], retrain_s: float | None, router: RouterParams
+) -> Plan:
+    """The ladder of a concept or of items, without the rungs whose record speaks against them."""
+    refusals = {
+        name: refusal for name in ladder
+        if name != RETRAIN and (refusal := _bad_record(tried.get(name, ()), retrain_s, router))
+    }  # fmt: skip
+    if not refusals:
+        return Plan(tuple(ladder), "Ladder as configured: the gates have their power from the test cases.")
+    kept = [name for name in ladder if name not in refusals and name != RETRAIN]
+    said = [f"{name} is not tried: {refusal}." for name, refusal in refusals.items()]
+    return Plan((*kept, RETRAIN), " ".join([*said, "retrain is exact and the last rung."]))
+
+
+def _bad_record(tried: Sequence[Tried], retrain_s: float | None, router: RouterParams) -> str | None:
+    """Why a rung for concepts is dropped, None when it is not. tried: newest first."""
+    if not tried:
+        return None
+    last = tried[0]
+    if retrain_s is not None and last.wall_s > router.cost_share * retrain_s:
+        return (
+            f"its last run on this model family ({last.at:%Y-%m-%d}) took {last.wall_s:.1f} s, more than "
+            f"{router.cost_share:.0%} of the {retrain_s:.1f} s of retraining"
+        )
+    if len(tried) >= router.failures and all(one.verdict == "FAIL" for one in tried[: router.failures]):
+        since = tried[router.failures - 1].at
+        return f"its last {router.failures} runs on this model family (since {since:%Y-%m-%d}) were FAIL"
+    return None
 
 
 def _refusal(

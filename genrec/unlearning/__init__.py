@@ -17,6 +17,7 @@ from genrec.unlearning import (
     tracer,
     ucan,
     ucan_plus,
+    ucan_plus_attenuate,
 )
 from genrec.unlearning.problem import Method, Outcome, Problem
 
@@ -24,8 +25,9 @@ METHODS: dict[str, Method] = {
     method.name: method
     for method in (
         ucan.METHOD, ucan_plus.METHOD, tracer.METHOD, tracer.REPAIRED, retrain.METHOD,
-        ucan.WITHOUT_CONTRAST, ucan.WITHOUT_UTILITY, hard_prune.METHOD, output_filter.METHOD, finetune.METHOD,
-        gradient_ascent.METHOD, graddiff.METHOD, npo.METHOD, simnpo.METHOD, scif.METHOD,
+        ucan.WITHOUT_CONTRAST, ucan.WITHOUT_UTILITY, ucan_plus_attenuate.METHOD, hard_prune.METHOD,
+        output_filter.METHOD, finetune.METHOD, gradient_ascent.METHOD, graddiff.METHOD, npo.METHOD, simnpo.METHOD,
+        scif.METHOD,
     )
 }  # fmt: skip
 

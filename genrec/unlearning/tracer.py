@@ -1,7 +1,6 @@
 """TRACER (arXiv 2606.07688): forget a concept by moving its items to other SIDs and its probability to near items.
 
-For concept item i, level l, code k a score phi (zero at start):
-    q_phi(s_i^l = k) = softmax_k((-||r_i^l - c_k^l||^2 + phi^l_{i,k}) / tau),  soft token e~_i^l = sum_k q e_k^l
+For concept item i, level l, code k a score phi (zero at start) and the soft assignment q_phi it gives (`soft_sids`):
     L = L_R + l1 L_F + l2 L_Coh + l3 L_reg
 L_R: what the model does on retained histories. L_F: + mean log p(concept SID | history), under the soft target
 distribution, bounded from below. L_Coh: - mean log p of a near retained item in the concept item's place. L_reg: sum
@@ -30,14 +29,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from genrec.data.sequences import VALID
 from genrec.errors import DataError, UnlearningError
 from genrec.evaluation.ranking import Cases, held_out, target_nll
 from genrec.models.adapter import Adapter, adapted_model, adapter_state
 from genrec.progress import tracked
-from genrec.sid.quantise import Codebooks, residuals_along, squared_distances
 from genrec.sid.table import SidTable, reassign
 from genrec.training.base import nearest_items
 from genrec.training.rows import Row, bucketed, collate, shifted_chunks, token_batches, token_losses, whole
@@ -45,6 +42,7 @@ from genrec.unlearning.descent import reference_model, start_adapter, staying_hi
 from genrec.unlearning.graddiff import kl_from
 from genrec.unlearning.problem import Method, Outcome, Problem
 from genrec.unlearning.retrain import retrain_rows
+from genrec.unlearning.soft_sids import SoftSids, masked_mean, one_hot, phi_gradient, soft_forward, soft_sids
 
 SETTLE = 0.6
 """Share of the steps after which the new SIDs are committed; the rest settles the adapter on them as served."""
@@ -54,103 +52,6 @@ CHECK, VALIDATION_USERS = 8, 100
 
 FORGOTTEN = 0.98
 """Share of concept targets that must be less likely than a uniform guess before it may stop."""
-
-MARGIN = 1e-3
-"""By how much, in units of tau, a stored code beats every other one at phi = 0."""
-
-
-@dataclass(frozen=True)
-class SoftSids:
-    """The soft assignment of the concept items.
-
-    logits0: how much farther each code is than the stored one, negated, so that this one is 0 and on top (squared
-    distance), float32 [concept, L, K]; tau: temperature of each level
-    float32 [L]; place: concept row of each item or -1, int64 [items]; rho: share of retained items per code [L, K].
-    """
-
-    logits0: torch.Tensor
-    tau: torch.Tensor
-    place: torch.Tensor
-    rho: torch.Tensor
-
-    def q(self, phi: torch.Tensor, sharpness: float = 1.0) -> torch.Tensor:
-        """q_phi float32 [concept, L, K] at temperature tau / sharpness; `phi` is in units of tau."""
-        return (sharpness * self.scores(phi)).softmax(-1)
-
-    def scores(self, phi: torch.Tensor) -> torch.Tensor:
-        """log q_phi up to a constant for each item and level, at temperature tau: float32 [concept, L, K]."""
-        return self.logits0 / self.tau[:, None] + phi
-
-
-def soft_sids(table: SidTable, items: np.ndarray, embeddings: np.ndarray, codebooks: Codebooks) -> SoftSids:
-    """Build the soft assignment along each item's stored codes, so that phi = 0 gives back every stored SID."""
-    codes = table.sids[items, :-1]
-    residuals = residuals_along(embeddings[items], codes, codebooks)
-    logits, taus = [], []
-    for level in range(codebooks.levels):
-        d = squared_distances(residuals[:, level], codebooks.centroids[level])
-        top2 = np.partition(d, 1, axis=1)[:, :2]
-        tau = max(float(np.median(top2[:, 1] - top2[:, 0])), 1e-6)
-        stored = np.arange(len(items)), codes[:, level]
-        own, d[stored] = d[stored], np.inf
-        rival = d.min(1)
-        # An earlier reassignment stays on top, and so does a code that wins by less than float32 sees.
-        d[stored] = np.where(own > rival, rival - tau, np.minimum(own, rival - MARGIN * tau))
-        logits.append(d[stored][:, None] - d)
-        taus.append(tau)
-    retained = np.setdiff1d(np.arange(len(table.item_ids)), items)
-    rho = [
-        np.bincount(table.sids[retained, level], minlength=codebooks.codes) / len(retained)
-        for level in range(codebooks.levels)
-    ]
-    place = torch.full((len(table.item_ids),), -1, dtype=torch.int64)
-    place[torch.as_tensor(items)] = torch.arange(len(items))
-    return SoftSids(
-        torch.tensor(np.stack(logits, 1), dtype=torch.float32), torch.tensor(taus, dtype=torch.float32),
-        place, torch.tensor(np.stack(rho), dtype=torch.float32),
-    )  # fmt: skip
-
-
-def soft_forward(
-    model: nn.Module, rows: Sequence[Row], table: SidTable, soft: SoftSids, q: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Log-likelihood of every item of `rows` with soft tokens for concept items, in histories and as targets.
-
-    Returns log p per item float32 [batch, items], the mask of concept targets and of retained targets, bool.
-    """
-    levels, batch = table.vocabulary.levels, collate(rows, table)
-    offsets = [int(o) for o in table.vocabulary.offsets]
-    embed = model.get_input_embeddings().weight
-    length = batch.labels.shape[1] // levels
-    items = np.full((len(rows), length), -1, np.int64)
-    for i, row in enumerate(rows):
-        items[i, : len(row.items)] = row.items
-    items = torch.from_numpy(items)
-    where = torch.where(items >= 0, soft.place[items.clamp(min=0)], -1)  # concept row of each item, -1 for others
-    concept = where >= 0
-    inputs = F.embedding(batch.tokens, embed)
-    sid_part = inputs[:, 1:].view(len(rows), length, levels, -1)
-    tokens = torch.stack(
-        [q[:, k] @ embed[o : o + q.shape[-1]] for k, o in zip(range(levels - 1), offsets, strict=False)], 1
-    )
-    soft_part = torch.cat([tokens[where.clamp(min=0)], sid_part[:, :, -1:]], 2)
-    sid_part = torch.where(concept[..., None, None], soft_part, sid_part)
-    inputs = torch.cat([inputs[:, :1], sid_part.flatten(1, 2)], 1)
-    logits = model(inputs_embeds=inputs[:, :-1], use_cache=False).logits.float().log_softmax(-1)
-    hard = logits.gather(-1, batch.tokens[:, 1:, None])[..., 0].view(len(rows), length, levels)
-    by_level = logits.view(len(rows), length, levels, -1)
-    soft_ll = [
-        (q[where.clamp(min=0), k] * by_level[:, :, k, o : o + q.shape[-1]]).sum(-1)
-        for k, o in zip(range(levels - 1), offsets, strict=False)
-    ]
-    soft_ll = torch.stack([*soft_ll, hard[..., -1]], -1)
-    log_p = torch.where(concept[..., None], soft_ll, hard).sum(-1)
-    target = (batch.labels.view(len(rows), length, levels)[..., 0] >= 0) & (items >= 0)
-    return log_p, target & concept, target & ~concept
-
-
-def _mean(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    return values[mask].mean() if mask.any() else values.sum() * 0
 
 
 @dataclass(frozen=True)
@@ -237,11 +138,6 @@ def _prefixes(codes: np.ndarray, length: int) -> set[tuple[int, ...]]:
     return set(map(tuple, codes[:, :length].tolist()))
 
 
-def one_hot(table: SidTable, items: np.ndarray, codes: int) -> torch.Tensor:
-    """q of the SIDs as they are, float32 [concept, L, K]: with it the soft forward is the model that is served."""
-    return F.one_hot(torch.from_numpy(table.sids[items, :-1]).long(), codes).float()
-
-
 def coherence(model: nn.Module, rows: Sequence[tuple[Row, np.ndarray]], table: SidTable) -> torch.Tensor:
     """L_Coh: mean NLL (nat) of the near items that stand in the concept items' places. rows: from `replaced`."""
     batch = collate([row for row, _ in rows], table)
@@ -249,7 +145,7 @@ def coherence(model: nn.Module, rows: Sequence[tuple[Row, np.ndarray]], table: S
     is_near = torch.zeros_like(nll, dtype=torch.bool)
     for i, (_, where) in enumerate(rows):
         is_near[i, : len(where)] = torch.from_numpy(where)
-    return _mean(nll, is_near)
+    return masked_mean(nll, is_near)
 
 
 def optimise(
@@ -306,7 +202,7 @@ def optimise(
             q = one_hot(table, problem.items, codes)
             figures["hard_minus_soft_log_p"] = concept_log_p(model, rows, table, soft, q) - before
         log_p, is_forget, _ = soft_forward(model, next(forget_batches), table, soft, q)
-        loss_f = _mean(log_p.clamp(min=floor), is_forget)
+        loss_f = masked_mean(log_p.clamp(min=floor), is_forget)
         unlikely.append((log_p[is_forget] <= guess).float().mean().item())
         gradients = torch.autograd.grad(loss_f, [*weights, phi] if step < settle else weights)
         loss_c = coherence(model, [replaced(row, concept, near, rng) for row in next(beside_batches)], table)
@@ -316,9 +212,7 @@ def optimise(
         for weight, gradient in zip(weights, gradients, strict=False):
             weight.grad += params.forget_weight * gradient
         if step < settle:
-            open_ = (soft.rho > (q * soft.rho).sum(-1, keepdim=True)) & (gradients[-1] > 0)
-            score = params.score_weight * phi.detach().sign() / len(problem.items)
-            phi.grad = ((params.forget_weight * gradients[-1] + score) * open_).detach()
+            phi.grad = phi_gradient(phi, gradients[-1], q, soft.rho, params)
         nn.utils.clip_grad_norm_(weights, problem.params.train.clip_norm)
         optimiser.step()
         figures |= {"retained_kl": loss_r.item(), "forget_log_p_per_item": loss_f.item()}
@@ -333,7 +227,7 @@ def concept_log_p(model: nn.Module, rows: Rows, table: SidTable, soft: SoftSids,
     model.eval()
     log_p, is_forget, _ = soft_forward(model, rows.forget[:64], table, soft, q)
     model.train()
-    return float(_mean(log_p, is_forget))
+    return float(masked_mean(log_p, is_forget))
 
 
 def tracer(problem: Problem, repair_steps: int = 0) -> Outcome:

@@ -16,9 +16,9 @@
   times over, which over-forgets them and costs everybody else.
 - Utility. The KL term holds the model where it was for those who stay, and has far less noise than their labels.
 
-Its first form (scale the top share of C to zero, then repair on labels) is measured in benchmarks/RESULTS.md: the same
-forgetting cost several times the likelihood. Like every method that trains it returns a new adapter, the overlays
-folded in; its relative without contrast and bound is `graddiff` with the KL retain term.
+Its first form (scale the top share of C down, then repair on labels) is `ucan_plus_attenuate`, measured in
+benchmarks/RESULTS.md: the same forgetting cost several times the likelihood. Like every method that trains it returns
+a new adapter, the overlays folded in; its relative without contrast and bound is `graddiff` with the KL retain term.
 """
 
 from collections.abc import Sequence
@@ -57,6 +57,18 @@ def attribution(model: nn.Module, rows: Sequence[Row], table: SidTable) -> dict[
     return {name: -(total[name] / max(tokens, 1)) * weights[name].detach() for name in weights}
 
 
+def contrast(
+    model: nn.Module, forget: Sequence[Row], retain: Sequence[Row], table: SidTable, rows: int, rng: np.random.Generator
+) -> dict[str, torch.Tensor]:
+    """C of every trainable weight, by parameter name, on `rows` rows of either side, fewer where there are fewer."""
+    samples = [
+        [side[i] for i in rng.choice(len(side), min(rows, len(forget), len(side)), replace=False)]
+        for side in (forget, retain)
+    ]
+    f, r = (attribution(model, sample, table) for sample in samples)
+    return {name: f[name] - r[name] for name in f}
+
+
 def chosen_weights(contrast: dict[str, torch.Tensor], share: float) -> dict[str, torch.Tensor]:
     """The `share` of all weights with the largest contrast: a mask of 0 and 1 per parameter name."""
     everything = torch.cat([c.flatten() for c in contrast.values()])
@@ -81,12 +93,7 @@ def ucan_plus(problem: Problem) -> Outcome:
     forget, retain = forget_rows(problem), retain_rows(problem)
     start = start_adapter(problem)
     model, reference = adapted_model(bundle.backbone, start), reference_model(problem)
-    samples = [
-        [rows[i] for i in rng.choice(len(rows), min(params.contrast_rows, len(forget), len(rows)), replace=False)]
-        for rows in (forget, retain)
-    ]
-    f, r = (attribution(model, rows, table) for rows in samples)
-    mask = chosen_weights({name: f[name] - r[name] for name in f}, params.share)
+    mask = chosen_weights(contrast(model, forget, retain, table, params.contrast_rows, rng), params.share)
     with torch.no_grad():
         began = {}
         for part in bucketed(forget, levels, BATCH_TOKENS, np.random.default_rng(0)):

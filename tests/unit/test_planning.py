@@ -55,7 +55,7 @@ def opened(workspace):
         )
         for kind, request in by_kind.items()
     ]
-    champion = SimpleNamespace(backbone=SimpleNamespace(hash=BACKBONE))
+    champion = SimpleNamespace(backbone=SimpleNamespace(hash=BACKBONE), lineage=SimpleNamespace(retrain_s=60.0))
     return SimpleNamespace(
         workspace=workspace, batch=batch, champion=champion, params=workspace.params(), groups=groups
     ), by_kind
@@ -96,6 +96,67 @@ def test_the_stored_plan_carries_what_a_small_group_cannot_show(workspace):
         "carried by the calibration of 2031-05-04 on 85 users"
     )
     assert carry([unsure], None) == [unsure]
+
+
+def climbed(workspace, *attempts, at=NOW, outcome="held"):
+    """A night about Horror with these attempts, closed; its request fails, and the next night's is the same."""
+    if not open_ledger(workspace).requests("failed"):
+        ask(workspace, Subject("concept", concept="Horror"), ["film-1"])
+    night, _ = opened(workspace)
+    planning.plan(night, at)
+    ledger, shared = open_ledger(workspace), {"method": "tracer", "group": "concept: Horror", "gates": [{"name": "x"}]}
+    told = [shared | {"verdict": "FAIL", "wall_s": 5.0} | attempt for attempt in attempts]
+    ledger.set_stage(night.batch.id, "failing", {"attempts": told, "outcome": outcome}, now=at)
+    ledger.fail(night.batch.id, "gates", now=at)
+
+
+def next_plan(workspace, at, params=None):
+    if params:
+        workspace.params_file.write_text(params_yaml(Params.model_validate(params)))
+    night, requests = opened(workspace)
+    plan = planning.plan(night, at)["concept"]
+    assert open_ledger(workspace).get(requests["concept"]).plan == plan["reason"]
+    return plan
+
+
+def test_a_rung_that_cost_more_than_retraining_is_dropped_until_that_is_old(workspace):
+    climbed(workspace, {"verdict": "PASS", "wall_s": 61.0})
+    plan = next_plan(workspace, NOW + timedelta(days=14))
+    assert plan["ladder"] == ["retrain"]
+    assert "tracer is not tried: its last run on this model family (2031-05-04) took 61.0 s" in plan["reason"]
+    open_ledger(workspace).fail(open_ledger(workspace).open_batch().id, "gates", now=NOW + timedelta(days=14))
+    assert next_plan(workspace, NOW + timedelta(days=15))["ladder"] == ["tracer", "retrain"]
+
+
+def test_a_rung_that_failed_again_and_again_is_dropped(workspace):
+    for night in range(3):
+        at = NOW + timedelta(days=night)
+        climbed(workspace, {}, {"method": "retrain", "verdict": "PASS"}, at=at)
+    plan = next_plan(workspace, NOW + timedelta(days=4))
+    assert plan["ladder"] == ["retrain"]
+    assert "its last 3 runs on this model family (since 2031-05-04) were FAIL" in plan["reason"]
+
+
+@pytest.mark.parametrize(
+    ("attempt", "params"),
+    [
+        ({"gates": []}, None),  # refused, so never judged
+        ({"group": "final"}, None),
+        ({"group": "users"}, None),
+        ({"method": "tracer_repair"}, None),
+        ({}, {"unlearning": {"tracer": {"steps": 61}}}),  # another model family
+        ({}, {"gates": {"utility_ratio": 0.9}}),
+    ],
+)
+def test_what_says_nothing_of_a_rung_does_not_drop_it(workspace, attempt, params):
+    climbed(workspace, {"wall_s": 999.0} | attempt)
+    assert next_plan(workspace, NOW, params)["ladder"] == ["tracer", "retrain"]
+
+
+def test_another_backbone_has_no_record(workspace):
+    climbed(workspace, {"wall_s": 999.0})
+    assert planning.record(workspace, BACKBONE, NOW).keys() == {"tracer"}
+    assert planning.record(workspace, "c" * 64, NOW) == {}
 
 
 def test_another_backbone_is_another_family(workspace):

@@ -15,6 +15,7 @@ from genrec.bench.matrix import cell_key
 from genrec.calibration import params_hash
 from genrec.candidates import providers
 from genrec.config import DataParams, Params, Settings
+from genrec.data.sequences import TEST
 from genrec.data.sources import fetch
 from genrec.doctor import look_at
 from genrec.errors import ConfigError, DataError, PluginError, UnlearningError
@@ -280,7 +281,7 @@ def test_a_gate_gives_its_own_name_a_known_check_and_the_verdict_of_its_figures(
 
 
 def test_benches_and_calibrations_are_made_again_when_the_package_changes(acme, params, bundle):
-    bench = SimpleNamespace(identity="b", params=params)
+    bench = SimpleNamespace(identity="b", params=params, split=TEST)
     erasure = Erasure("users", 0, np.arange(3), NONE)
     asked = asking(params, methods={"acme_shrink": {"factor": 0.3}})
 

@@ -5,6 +5,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from genrec.config import CalibrationParams, RouterParams
+from genrec.requests.attempts import Tried
 from genrec.requests.calibrations import Calibration
 from genrec.requests.ledger import Request
 from genrec.requests.router import Plan, route, waiting
@@ -12,7 +13,8 @@ from genrec.requests.router import Plan, route, waiting
 NOW = datetime(2031, 5, 4, 3, 2, 1, tzinfo=UTC)
 LADDER = ("ucan", "ucan_plus", "retrain")
 SMALL, LARGE = 3, 50
-CALIBRATION, ROUTER = CalibrationParams(max_age_days=14), RouterParams(split_half=0.2, min_users=50)
+CALIBRATION = CalibrationParams(max_age_days=14)
+ROUTER = RouterParams(split_half=0.2, min_users=50, cost_share=0.5, failures=2)
 
 
 def calibrated(method, verdict="PASS", days=1, split_half=None):
@@ -74,6 +76,64 @@ def test_other_groups_climb_as_configured(kind):
     assert plan.ladder == ("tracer",)
     assert plan.carried == {}
     assert ("power from the test cases" in plan.reason) == (kind != "interaction")
+
+
+def ran(method, *outcomes):
+    """Newest first: (verdict, seconds), one a day."""
+    return {method: [Tried(method, verdict, s, NOW - timedelta(days=i + 1)) for i, (verdict, s) in enumerate(outcomes)]}
+
+
+CONCEPT_LADDER = ("tracer", "tracer_repair", "retrain")
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "retrain_s", "said"),
+    [
+        ([], 60.0, None),
+        ([("PASS", 30.0)], 60.0, None),
+        (
+            [("PASS", 30.1)],
+            60.0,
+            "its last run on this model family (2031-05-03) took 30.1 s, more than 50% of the 60.0 s",
+        ),
+        ([("PASS", 30.1)], None, None),
+        ([("PASS", 10.0), ("FAIL", 50.0)], 60.0, None),
+        ([("FAIL", 10.0)], 60.0, None),
+        ([("FAIL", 10.0), ("FAIL", 10.0)], 60.0, "its last 2 runs on this model family (since 2031-05-02) were FAIL"),
+        ([("FAIL", 10.0), ("INCONCLUSIVE", 10.0), ("FAIL", 10.0)], 60.0, None),
+        ([("FAIL", 10.0), ("FAIL", 10.0), ("PASS", 10.0)], None, "its last 2 runs on this model family"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["concept", "item"])
+def test_a_rung_for_concepts_is_dropped_by_its_own_record(outcomes, retrain_s, said, kind):
+    plan = route(
+        kind, 0, CONCEPT_LADDER, {}, now=NOW, calibration=CALIBRATION, router=ROUTER, tried=ran("tracer", *outcomes),
+        retrain_s=retrain_s,
+    )  # fmt: skip
+    assert plan.ladder == (CONCEPT_LADDER if said is None else ("tracer_repair", "retrain"))
+    assert ("Ladder as configured" in plan.reason) == (said is None)
+    if said:
+        assert f"tracer is not tried: {said}" in plan.reason
+        assert "retrain is exact and the last rung" in plan.reason
+
+
+def test_a_ladder_whose_every_rung_is_dropped_is_retraining_and_the_exact_rung_has_no_record():
+    record = ran("tracer", ("PASS", 99.0)) | ran("retrain", ("FAIL", 99.0), ("FAIL", 99.0))
+    for ladder in (("tracer",), ("tracer", "retrain"), ("retrain",)):
+        plan = route(
+            "concept", 0, ladder, {}, now=NOW, calibration=CALIBRATION, router=ROUTER, tried=record, retrain_s=60.0
+        )
+        assert plan.ladder == ("retrain",)
+
+
+@pytest.mark.parametrize("kind", ["user", "interaction"])
+def test_a_record_about_concepts_says_nothing_about_people(kind):
+    record = ran("tracer", ("FAIL", 99.0), ("FAIL", 99.0))
+    plan = route(
+        kind, LARGE, ("tracer", "retrain"), {}, now=NOW, calibration=CALIBRATION, router=ROUTER, tried=record,
+        retrain_s=60.0,
+    )  # fmt: skip
+    assert plan.ladder == ("tracer", "retrain")
 
 
 def asked(number, kind="user", due_days=30):

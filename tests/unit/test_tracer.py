@@ -15,17 +15,10 @@ from genrec.sid.table import SidTable, Vocabulary, reassign
 from genrec.training.base import nearest_items
 from genrec.training.rows import Row, token_nll
 from genrec.unlearning import tracer as module
-from genrec.unlearning.tracer import (
-    commit,
-    one_hot,
-    optimise,
-    replaced,
-    soft_forward,
-    soft_sids,
-    tracer,
-    tracer_rows,
-)
+from genrec.unlearning.soft_sids import one_hot, phi_gradient, regulariser, soft_forward, soft_sids
+from genrec.unlearning.tracer import commit, optimise, replaced, tracer, tracer_rows
 from genrec.unlearning.ucan import ucan
+from genrec.unlearning_params import TracerParams
 
 CODES, LEVELS = 8, 4
 
@@ -356,6 +349,28 @@ def test_only_codes_that_retained_items_favour_are_updated(concept_problem, soft
     assert (phi[:, free] == 0).all()
     smallest = soft.rho.argmin(-1)  # no mean over codes can be below the smallest share
     assert (phi[:, torch.arange(3), smallest] == 0).all()
+
+
+@pytest.mark.parametrize("count", [1, 2, 8])
+def test_the_regulariser_of_a_score_goes_as_one_over_the_number_of_concept_items(count):
+    """Each item with the same scores: the whole costs the same, and each score 1 / #concept items of it."""
+    one = torch.tensor([[[1.5, -0.5, 0.0], [0.25, -2.0, 3.0]]])
+    phi = one.repeat(count, 1, 1).requires_grad_()
+    assert regulariser(phi).item() == pytest.approx(7.25)
+    (slope,) = torch.autograd.grad(regulariser(phi), phi)
+    torch.testing.assert_close(slope, one.sign().repeat(count, 1, 1) / count)
+
+
+def test_phi_is_stepped_by_forgetting_and_regulariser_where_the_mask_is_open():
+    params = TracerParams(forget_weight=0.1, score_weight=0.4)
+    phi = torch.tensor([[[2.0, -1.0, 0.0, 1.0]], [[1.0, 1.0, -3.0, 1.0]]], requires_grad=True)
+    q = torch.tensor([[[0.7, 0.1, 0.1, 0.1]], [[0.1, 0.7, 0.1, 0.1]]])
+    rho = torch.tensor([[0.1, 0.6, 0.2, 0.1]])  # means under q: .16 and .46
+    of_forgetting = torch.tensor([[[5.0, 3.0, 2.0, -4.0]], [[5.0, 3.0, 2.0, -4.0]]])
+    found = phi_gradient(phi, of_forgetting, q, rho, params)
+    # of item 0 the codes 1 and 2 are open, of item 1 code 1; .1 dL_F plus .4 / 2 items times the sign of phi
+    torch.testing.assert_close(found, torch.tensor([[[0.0, 0.3 - 0.2, 0.2, 0.0]], [[0.0, 0.3 + 0.2, 0.0, 0.0]]]))
+    assert not found.requires_grad
 
 
 def test_phi_alone_is_masked(concept_problem, soft):

@@ -17,6 +17,7 @@ from genrec.unlearning import (
     tracer,
     ucan,
     ucan_plus,
+    untouched,
 )
 from genrec.unlearning.problem import Method, Outcome, Problem
 
@@ -26,6 +27,7 @@ METHODS: dict[str, Method] = {
         ucan.METHOD, ucan_plus.METHOD, tracer.METHOD, tracer.REPAIRED, retrain.METHOD,
         ucan.WITHOUT_CONTRAST, ucan.WITHOUT_UTILITY, hard_prune.METHOD, output_filter.METHOD, finetune.METHOD,
         gradient_ascent.METHOD, graddiff.METHOD, npo.METHOD, simnpo.METHOD, scif.METHOD,
+        untouched.METHOD,
     )
 }  # fmt: skip
 

@@ -127,7 +127,7 @@ def data_check(directory: Path, as_json: Json = False) -> None:
     from genrec.validation.run import validate_raw
 
     workspace = open_workspace()
-    report = validate_raw(read_tables(directory), workspace.params())
+    report = validate_raw(read_tables(directory), workspace.params(), workspace.pseudonym_key())
     failed = [check for check in report.results if not check.success]
     if as_json:
         typer.echo(report.to_json())

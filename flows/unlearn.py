@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 
+import httpx
 from prefect import flow
 
 from genrec import night as steps
@@ -16,6 +17,7 @@ from genrec import saga
 from genrec.config import Settings, Workspace
 from genrec.data.files import room
 from genrec.data.version import data_version
+from genrec.discreet import discreet, unexpected
 from genrec.environment import prepare_environment
 from genrec.errors import GenrecError, NightError, OutageError
 from genrec.evaluation.verdicts import undecided
@@ -68,6 +70,7 @@ def lease(workspace: Workspace, what: str) -> Iterator[Workspace]:
         yield workspace.fenced(held.fence)
 
 
+@discreet
 def _night(workspace: Workspace) -> dict:
     started = datetime.now(UTC)
     registered = open_registry(workspace)
@@ -101,13 +104,15 @@ def _decide(workspace: Workspace, batch_id: str) -> None:
     """Up to the verdict, which is recorded in the batch's stage."""
     attempts: list[dict] = []
     try:
-        erased = data.erase_from_data(workspace, batch_id)
-        open_ledger(workspace).set_stage(batch_id, "erased", erased, now=datetime.now(UTC))
-        passed = _climb(workspace, batch_id, attempts)
-    except OutageError:
+        with reaching(open_ledger(workspace).engine), answering(), room():
+            erased = data.erase_from_data(workspace, batch_id)
+            open_ledger(workspace).set_stage(batch_id, "erased", erased, now=datetime.now(UTC))
+            passed = _climb(workspace, batch_id, attempts)
+    except (OutageError, httpx.HTTPError):
         raise  # the batch stays open: the next run goes on here
-    except (GenrecError, TimeoutError) as error:
-        saga.fail(steps.open_night(workspace, batch_id), f"{type(error).__name__}: {error}", attempts, "failed")
+    except Exception as error:
+        told = error if isinstance(error, GenrecError | TimeoutError) else unexpected(error)
+        saga.fail(steps.open_night(workspace, batch_id), f"{type(told).__name__}: {told}", attempts, "failed")
         return
     night = steps.open_night(workspace, batch_id)
     if attempts[-1]["verdict"] == "PASS":

@@ -109,11 +109,16 @@ def data_fetch(
     """Bring a source into data/ as canonical tables and pin it with DVC (data.dvc)."""
     from dataclasses import asdict
 
+    from flows.unlearn import lease
     from genrec.data.version import data_version
+    from genrec.promotion import refuse_open_night
+    from genrec.requests.store import open_ledger
     from tasks.data import fetch_and_pin
 
     workspace = open_workspace()
-    report = fetch_and_pin(workspace, source, from_dir)
+    with lease(workspace, "fetch") as held:  # else a night that erases would lose its tombstones, or the new rows
+        refuse_open_night(open_ledger(held))
+        report = fetch_and_pin(held, source, from_dir)
     facts = asdict(report) | {"data_version": data_version(workspace.data_pin)}
     note("Licence: " + "\n         ".join(report.licence))
     keep = ("name", "users", "items", "rows", "data_version")
@@ -127,7 +132,7 @@ def data_check(directory: Path, as_json: Json = False) -> None:
     from genrec.validation.run import validate_raw
 
     workspace = open_workspace()
-    report = validate_raw(read_tables(directory), workspace.params())
+    report = validate_raw(read_tables(directory), workspace.params(), workspace.pseudonym_key())
     failed = [check for check in report.results if not check.success]
     if as_json:
         typer.echo(report.to_json())
@@ -144,13 +149,15 @@ def data_check(directory: Path, as_json: Json = False) -> None:
 @data_app.command("prepare", epilog=example("genrec data prepare"))
 def data_prepare(as_json: Json = False) -> None:
     """Run the stages prepare and validate of dvc.yaml where they are out of date."""
+    from flows.unlearn import lease
     from genrec.data.version import data_version
     from genrec.pipeline import require_data
     from tasks.data import dvc
 
     workspace = open_workspace()
     require_data(workspace)
-    dvc(workspace, "repro", "prepare", "validate")
+    with lease(workspace, "prepare") as held:
+        dvc(held, "repro", "prepare", "validate")
     report = json.loads((workspace.prepared / "prepare.json").read_text())
     show(report | {"data_version": data_version(workspace.data_pin)}, as_json)
 

@@ -101,6 +101,27 @@ def requests_extend(request_id: RequestId, reason: Reason, as_json: Json = False
     show(_ledger().extend(request_id, now=now(), reason=reason).as_dict(), as_json)
 
 
+@requests_app.command(
+    "verify", epilog=example("genrec requests verify r-0123456789abcdef --how 'signed in' --verifier desk")
+)
+def requests_verify(
+    request_id: RequestId,
+    how: Annotated[str, typer.Option("--how", help="how it was checked; kept in the audit chain, never with an id")],
+    verifier: Verifier = "operator",
+    as_json: Json = False,
+) -> None:
+    """Say that the requester may ask this: a received request is queued, and its items are not shown from now on."""
+    from genrec.requests.intake import verify
+
+    show(verify(open_workspace(), request_id, now=now(), verifier=verifier, how=how).as_dict(), as_json)
+
+
+@requests_app.command("reject", epilog=example("genrec requests reject r-0123456789abcdef --reason 'not the person'"))
+def requests_reject(request_id: RequestId, reason: Reason, as_json: Json = False) -> None:
+    """Refuse a request for good, for a reason the requester is told; its items are shown again."""
+    show(_ledger().reject(request_id, now=now(), reason=reason).as_dict(), as_json)
+
+
 @requests_app.command("hold", epilog=example("genrec requests hold r-0123456789abcdef --reason 'identity in doubt'"))
 def requests_hold(request_id: RequestId, reason: Reason, as_json: Json = False) -> None:
     """Keep a request out of the next nights; its items stay hidden and its due date stays."""

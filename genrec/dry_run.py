@@ -9,13 +9,15 @@ import numpy as np
 from genrec.config import Workspace
 from genrec.data.sequences import Dataset, load_dataset
 from genrec.data.subjects import Subject
+from genrec.data.version import data_version
 from genrec.evaluation.judge import SHARED_LEVELS
-from genrec.planning import family, record
+from genrec.planning import family, record, trained_without
 from genrec.registry import Registry, Version, open_registry
 from genrec.requests.calibrations import Calibration
-from genrec.requests.intake import known_of
-from genrec.requests.router import RETRAIN, route
+from genrec.requests.intake import known
+from genrec.requests.router import RETRAIN, absent, route
 from genrec.requests.store import open_ledger
+from genrec.unlearning.untouched import UNTOUCHED
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ class DryRun:
 def dry_run(workspace: Workspace, subject: Subject, now: datetime) -> DryRun:
     """Look, and store nothing. Raises RequestError where a submission would, RegistryError without a champion."""
     dataset, ledger, params = load_dataset(workspace.prepared), open_ledger(workspace), workspace.params()
-    existing = ledger.open_request(subject, known_of(dataset))
+    existing = ledger.open_request(subject, known(workspace, dataset, subject))
     registry = open_registry(workspace)
     champion = registry.champion()
     bundle = registry.bundle(champion.number)
@@ -57,11 +59,15 @@ def dry_run(workspace: Workspace, subject: Subject, now: datetime) -> DryRun:
         request.kind == subject.kind and request.state in ("queued", "failed") and request != existing
         for request in ledger.requests()
     )
-    plan = route(
-        subject.kind, others + 1, ladders.get(subject.kind, params.unlearning.concept_ladder), calibrations, now=now,
-        calibration=params.calibration, router=params.router,
-        tried=record(workspace, bundle.backbone.hash, now), retrain_s=bundle.lineage.retrain_s,
-    )  # fmt: skip
+    if dataset.holds(subject):
+        plan = route(
+            subject.kind, others + 1, ladders.get(subject.kind, params.unlearning.concept_ladder), calibrations,
+            now=now, calibration=params.calibration, router=params.router,
+            tried=record(workspace, bundle.backbone.hash, now), retrain_s=bundle.lineage.retrain_s,
+        )  # fmt: skip
+    else:
+        unseen = trained_without(workspace, champion.number, data_version(workspace.data_pin))
+        plan = absent(champion.number, unseen=unseen, ladder=(UNTOUCHED, RETRAIN))
     seconds, source = _cost(plan.ladder[0], calibrations, registry, champion, bundle.lineage.retrain_s)
     forgotten = {dataset.item_ids[i] for i in items} if subject.kind in ("concept", "item") else set()
     gone = [bundle.table.index[item] for item in forgotten & bundle.table.index.keys()]

@@ -34,9 +34,13 @@ from genrec.pipeline import code_version, load_embeddings
 from genrec.registry import Registry, open_registry
 from genrec.requests.database import scrub
 from genrec.requests.ledger import Batch
+from genrec.requests.router import RETRAIN
 from genrec.requests.store import open_ledger
 from genrec.unlearning import Problem, method
+from genrec.unlearning.untouched import UNTOUCHED
 
+ABSENT = "absent"
+"""Kind of the group of those of whom the prepared tables hold nothing, whatever kind their requests are."""
 SHOWN = "shown"
 """Key of an attempt's record under which `shown` is kept."""
 
@@ -82,12 +86,17 @@ class Night:
         return load_dataset(self.workspace.prepared)
 
     @cached_property
-    def forget(self) -> ForgetSet:
+    def _sealed(self) -> ForgetSet:
         return read_forget_set(self.sealed_file, self.retained)
+
+    @property
+    def forget(self) -> ForgetSet | None:
+        """The forgotten rows; None where the prepared tables held none."""
+        return self._sealed if len(self._sealed.items) else None
 
     @cached_property
     def restored(self) -> Dataset:
-        return restore(self.retained, self.forget)
+        return restore(self.retained, self._sealed)
 
     @cached_property
     def erased(self) -> Erased:
@@ -95,15 +104,20 @@ class Night:
 
     @cached_property
     def groups(self) -> tuple[Group, ...]:
-        """Concepts first, then people: what changes SIDs comes before what only edits the adapter."""
+        """Those of whom nothing is left first: a copy of the champion serves them, and others may start from it.
+
+        Then concepts, then people: what changes SIDs comes before what only edits the adapter.
+        """
         params, data = self.params.unlearning, self.restored
         none = np.empty(0, np.int64)
-        index = {item: i for i, item in enumerate(data.item_ids)}
-        user_index = {user: i for i, user in enumerate(data.user_ids)}
-        by_kind: dict[str, list] = {"concept": [], "item": [], "user": [], "interaction": []}
+        by_kind: dict[str, list] = {"concept": [], "item": [], "user": [], "interaction": [], ABSENT: []}
         for request_id, subject in self.batch.subjects:
-            by_kind[subject.kind].append((request_id, subject))
-        found = [
+            by_kind[subject.kind if data.holds(subject) else ABSENT].append((request_id, subject))
+        found = []
+        if by_kind[ABSENT]:
+            ids = tuple(r for r, _ in by_kind[ABSENT])
+            found.append(Group("the absent", none, none, ABSENT, ids, ABSENT, (UNTOUCHED, RETRAIN)))
+        found += [
             Group(
                 s.concept,
                 none,
@@ -117,15 +131,15 @@ class Night:
         ]
         if by_kind["item"]:
             ids, subjects = zip(*by_kind["item"], strict=True)
-            items = np.unique([index[s.item_id] for s in subjects])
+            items = np.unique([data.item_index[s.item_id] for s in subjects])
             found.append(Group("the items", none, items, "items", tuple(ids), "item", params.concept_ladder))
         if by_kind["user"]:
             ids, subjects = zip(*by_kind["user"], strict=True)
-            users = np.array([user_index[s.user_id] for s in subjects], np.int64)
+            users = np.array([data.user_index[s.user_id] for s in subjects], np.int64)
             found.append(Group("the users", users, none, "users", tuple(ids), "user", params.user_ladder))
         if by_kind["interaction"]:
             ids = tuple(r for r, _ in by_kind["interaction"])
-            found.append(Group("the interactions", none, none, "interactions", ids, "interaction", ("retrain",)))
+            found.append(Group("the interactions", none, none, "interactions", ids, "interaction", (RETRAIN,)))
         return tuple(found)
 
     @property

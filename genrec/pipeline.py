@@ -39,7 +39,9 @@ def validate(workspace: Workspace) -> dict:
     from genrec.validation.page import render_page
     from genrec.validation.run import validate_prepared
 
-    report = validate_prepared(workspace.prepared, workspace.params(), pinned=_pinned(workspace))
+    report = validate_prepared(
+        workspace.prepared, workspace.params(), workspace.pseudonym_key(), pinned=_pinned(workspace)
+    )
     workspace.artefacts.mkdir(exist_ok=True)
     (workspace.artefacts / "validation.json").write_text(report.to_json() + "\n")
     (workspace.artefacts / "validation.html").write_text(render_page(report))

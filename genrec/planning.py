@@ -8,16 +8,17 @@ from genrec.calibration import approximate, params_hash
 from genrec.config import Params, Workspace
 from genrec.data import sources
 from genrec.evaluation import rules as gates
-from genrec.models.bundle import read_manifest
-from genrec.night import Night
+from genrec.models.bundle import TRAINED, read_manifest
+from genrec.night import ABSENT, Group, Night
 from genrec.plugins import Plugin
 from genrec.registry import open_registry
 from genrec.requests import attempts
 from genrec.requests.attempts import Tried
 from genrec.requests.calibrations import Calibration, latest
 from genrec.requests.ledger import Batch, Request
-from genrec.requests.router import route, waiting
+from genrec.requests.router import Plan, absent, route, waiting
 from genrec.requests.store import open_ledger
+from genrec.unlearning.untouched import UNTOUCHED
 
 
 def check_plugins(params: Params) -> None:
@@ -64,17 +65,42 @@ def plan(night: Night, now: datetime) -> dict[str, dict]:
         return details["plans"]
     backbone, retrain_s = night.champion.backbone.hash, night.champion.lineage.retrain_s
     known, tried = family(night.workspace, backbone), record(night.workspace, backbone, now)
-    plans = {
-        group.name: route(
+
+    def planned(group: Group) -> Plan:
+        if group.kind == ABSENT:
+            unseen = trained_without(night.workspace, night.champion_number, details["data_version_before"])
+            return absent(night.champion_number, unseen=unseen, ladder=group.ladder)
+        return route(
             group.kind, len(group.users), group.ladder, known, now=now,
             calibration=night.params.calibration, router=night.params.router, tried=tried, retrain_s=retrain_s,
-        ).as_dict()
-        for group in night.groups
-    }  # fmt: skip
+        )  # fmt: skip
+
+    plans = {group.name: planned(group).as_dict() for group in night.groups}
     why = {request: plans[group.name]["reason"] for group in night.groups for request in group.request_ids}
-    details = {"plans": plans, "families": families(night.params, backbone)}
-    ledger.set_plans(night.batch.id, details, why, now=now)
+    made = {"plans": plans, "families": families(night.params, backbone)}
+    ledger.set_plans(night.batch.id, made, why, now=now)
     return plans
+
+
+def trained_without(workspace: Workspace, champion: str, data_version: str) -> bool:
+    """Whether the champion's weights were computed from nobody of whom this data version's prepared tables hold no row.
+
+    True where it was trained from scratch on this data, or edited since by nights that left everybody else's prepared
+    rows as they were: those that erased people alone, or nothing. What cannot be followed counts as False.
+    """
+    registry, ledger, number = open_registry(workspace), open_ledger(workspace), champion
+    fulfilled = ledger.requests("fulfilled")
+    while version := registry.version(number) if number else None:
+        tags = version.tags
+        if tags.get("data_version") != data_version:
+            return False
+        if tags["method"] in TRAINED:  # until an erasure pins them the prepared tables hang on data.k_core as well
+            return registry.bundle(number).params.data.k_core == workspace.params().data.k_core
+        served = [request for request in fulfilled if request.batch_id == tags["batch_id"]]
+        if not served or (tags["method"] != UNTOUCHED and any(request.kind != "user" for request in served)):
+            return False
+        data_version, number = ledger.stage(tags["batch_id"]).details["data_version_before"], tags["parent"]
+    return False
 
 
 def claim(workspace: Workspace, now: datetime) -> tuple[Batch | None, str]:

@@ -122,11 +122,15 @@ def _check_rows(workspace: Workspace, ledger: Ledger) -> None:
 
 def _groups(data: Dataset, requests: Sequence[Request]) -> list[Forgotten]:
     """The items that are to stay forgotten, one group a request; people leave nothing to measure on."""
-    nobody, index = np.empty(0, np.int64), {item: i for i, item in enumerate(data.item_ids)}
-    groups = [Forgotten("people", nobody, nobody)]
+    nobody = np.empty(0, np.int64)
+    groups = [Forgotten("people", nobody, nobody)]  # and what the catalogue does not have
     groups += [
-        Forgotten(f"concept: {r.label}", nobody, data.concepts[r.label]) for r in requests if r.kind == "concept"
+        Forgotten(f"concept: {r.label}", nobody, data.concepts[r.label])
+        for r in requests
+        if r.kind == "concept" and r.label in data.concepts
     ]
     return groups + [
-        Forgotten(f"item: {r.label}", nobody, np.array([index[r.label]])) for r in requests if r.kind == "item"
+        Forgotten(f"item: {r.label}", nobody, np.array([data.item_index[r.label]]))
+        for r in requests
+        if r.kind == "item" and r.label in data.item_index
     ]

@@ -10,17 +10,20 @@ from prefect.settings import PREFECT_API_URL
 
 from genrec import alerts
 from genrec.config import Workspace
+from genrec.discreet import discreet
 from genrec.requests.store import open_ledger
 from tasks.options import SAFE
 
 
 @task(**SAFE)
+@discreet
 def send_alerts(workspace: Workspace, failure: str | None = None) -> list[str]:
     """Deliver what was not told yet; the texts of what was sent."""
     return [alert.text for alert in alerts.deliver(workspace, datetime.now(UTC), failure)]
 
 
 @task(**SAFE)
+@discreet
 def wake_for_overdue(workspace: Workspace) -> list[str]:
     """Start a night for requests that are past their due date and wait in the queue; their ids."""
     overdue = open_ledger(workspace).requests(overdue_at=datetime.now(UTC))

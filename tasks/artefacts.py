@@ -1,8 +1,11 @@
 """A night's tables as Prefect artifacts: their keys stay the same, so that each has its history over the nights."""
 
+import re
+
 from prefect import task
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
+from genrec.discreet import discreet
 from genrec.report.page import headline
 from genrec.report.summary import Summary
 from tasks.options import SAFE
@@ -13,6 +16,7 @@ GATE = ("name", "verdict", "value", "low", "high", "limit", "n", "blocking")
 
 
 @task(**SAFE)
+@discreet
 def publish(summary: dict) -> None:
     """Requests, attempts, gates and the verdict of a night: `night-requests`, `-attempts`, `-gates`, `-report`."""
     batch, attempts = summary["batch_id"], summary["attempts"]
@@ -39,4 +43,11 @@ def _report(summary: dict) -> str:
     page = f"reports/nights/{summary['batch_id']}/index.html"
     version = summary["lineage"]["version"]
     kept = f" It is kept with version {version} in MLflow, too." if version else ""
-    return f"**{headline(Summary.model_validate(summary))}** {summary['reason']}\n\nThe page: `{page}`.{kept}\n"
+    said = f"**{_plain(headline(Summary.model_validate(summary)))}** {_plain(summary['reason'])}"
+    return f"{said}\n\nThe page: `{page}`.{kept}\n"
+
+
+def _plain(text: str) -> str:
+    """`text`, which may quote a concept or a value of the data, in one line without mark-up."""
+    text = re.sub(r"[\\`*_\[\]()#|~!]", r"\\\g<0>", " ".join(text.split()))
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

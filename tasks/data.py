@@ -19,6 +19,7 @@ from genrec.bars import QUIET
 from genrec.config import Workspace
 from genrec.data.sources import FetchReport, fetch
 from genrec.data.version import data_version
+from genrec.discreet import discreet
 from genrec.errors import DataError
 from genrec.requests.store import open_ledger
 from tasks.gpu import on_gpu
@@ -72,6 +73,7 @@ def fetch_and_pin(workspace: Workspace, source: str, source_dir: Path | None) ->
 
 
 @task(**LONG)
+@discreet
 def reproduce_base(workspace: Workspace, force: bool = False) -> str:
     """`dvc repro`: rebuild what is out of date up to the evaluated base model. Returns the data version."""
     if not on_gpu(workspace, "reproduce_base", str(flow_run.id), force=force):
@@ -80,6 +82,7 @@ def reproduce_base(workspace: Workspace, force: bool = False) -> str:
 
 
 @task(**LONG)
+@discreet
 def erase_from_data(workspace: Workspace, batch_id: str) -> dict:
     """Seal and erase the batch's rows, pin the new data version, prepare and validate it through DVC.
 
@@ -108,6 +111,7 @@ def _validation(path: Path) -> dict:
 
 
 @task(**SAFE)
+@discreet
 def restore_data(workspace: Workspace, pin: str) -> None:
     """Put back the data version whose `data.dvc` text is `pin`: a failed night leaves everything as it was."""
     open_ledger(workspace).confirm()

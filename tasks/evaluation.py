@@ -7,6 +7,7 @@ from prefect import task
 from genrec import calibration
 from genrec import night as steps
 from genrec.config import Workspace
+from genrec.discreet import discreet
 from genrec.requests.calibrations import listed
 from genrec.requests.store import open_ledger
 from tasks.gpu import on_gpu
@@ -14,6 +15,7 @@ from tasks.options import LONG
 
 
 @task(**LONG)
+@discreet
 def judge_final(workspace: Workspace, batch_id: str, last: dict, number: int) -> dict:
     """All gates of all groups on the night's last candidate."""
     on_gpu(workspace, "judge_final", f"{batch_id}-{number}", batch_id=batch_id, last=last, number=number)
@@ -22,6 +24,7 @@ def judge_final(workspace: Workspace, batch_id: str, last: dict, number: int) ->
 
 
 @task(**LONG)
+@discreet
 def calibrate(workspace: Workspace, at: str) -> list[dict]:
     """The approximate methods on the shadow cohort of the time `at` (ISO 8601); one record per method."""
     time = datetime.fromisoformat(at)

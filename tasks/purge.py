@@ -6,11 +6,13 @@ from prefect import task
 
 from genrec import purge
 from genrec.config import Workspace
+from genrec.discreet import discreet
 from tasks.objects import dvc_objects
 from tasks.options import SAFE
 
 
 @task(**SAFE)
+@discreet
 def run(workspace: Workspace, now: str) -> dict:
     """List what still holds somebody forgotten, remove what is due at `now` (ISO 8601)."""
     with dvc_objects(workspace) as objects:

@@ -7,11 +7,13 @@ from prefect import task
 from genrec import night as steps
 from genrec import planning
 from genrec.config import Workspace
+from genrec.discreet import discreet
 from tasks.gpu import on_gpu
 from tasks.options import LONG, ONCE
 
 
 @task(**ONCE)
+@discreet
 def claim_batch(workspace: Workspace) -> tuple[str | None, str]:
     """Claim what is due and pending as one batch, or the batch a crash left open: its id, and who waits or ""."""
     batch, waiting = planning.claim(workspace, datetime.now(UTC))
@@ -19,6 +21,7 @@ def claim_batch(workspace: Workspace) -> tuple[str | None, str]:
 
 
 @task(**ONCE)
+@discreet
 def plan_ladders(workspace: Workspace, batch_id: str) -> list[dict]:
     """The groups of the batch, the ladder the router gave each and why: {group, ladder, reason, carried}."""
     night = steps.open_night(workspace, batch_id)
@@ -27,6 +30,7 @@ def plan_ladders(workspace: Workspace, batch_id: str) -> list[dict]:
 
 
 @task(**LONG, task_run_name="{group}: {method}")
+@discreet
 def climb_rung(
     workspace: Workspace, batch_id: str, group: str, method: str, number: int, start: str | None, reason: str
 ) -> dict:

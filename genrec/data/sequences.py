@@ -1,6 +1,7 @@
 """The prepared tables as arrays: what the numerics read. Items are numbered by their place in the sorted item ids."""
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from genrec.data.subjects import Subject
 from genrec.errors import DataError
 
 TRAIN, VALID, TEST, HOLDOUT = range(4)
@@ -30,6 +32,25 @@ class Dataset:
     offsets: np.ndarray
     items: np.ndarray
     split: np.ndarray
+
+    @cached_property
+    def user_index(self) -> dict[str, int]:
+        return {user: i for i, user in enumerate(self.user_ids)}
+
+    @cached_property
+    def item_index(self) -> dict[str, int]:
+        return {item: i for i, item in enumerate(self.item_ids)}
+
+    def holds(self, subject: Subject) -> bool:
+        """Whether there is a row of the user, the interaction itself, the item in the catalogue, or the concept."""
+        if subject.kind == "concept":
+            return subject.concept in self.concepts
+        if subject.kind == "item":
+            return subject.item_id in self.item_index
+        user = self.user_index.get(subject.user_id)
+        if subject.kind == "user" or user is None:
+            return user is not None
+        return self.item_index.get(subject.item_id, -1) in self.history(user)
 
     @property
     def position(self) -> np.ndarray:

@@ -30,11 +30,17 @@ _APPROXIMATE = (
     "The weights were edited, not trained again without the data. The figures below bound what the named audits could "
     "detect with the stated numbers of examples; a stronger attack may detect more."
 )
+_UNTOUCHED = (
+    "The prepared tables held no row of it when the night began, and the weights named here were trained without one, "
+    "so they were left as they are. Rows of the raw tables outside the prepared ones were erased, if there were any."
+)
 _ALWAYS = (
     "This covers the data version and the bundle named here. It does not cover copies outside this system, earlier "
     "model versions until they are purged, or recommendations that were already shown.",
     "Suppression, from `suppressed_at` on, hides results; it is not forgetting. The figures were taken without it.",
 )
+_CLAIMS = {"retrain": _EXACT, "untouched": _UNTOUCHED}
+"""What is certified of a method that does not edit the weights."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +114,7 @@ def issue(request: Request, facts: CertificateFacts, directory: Path, signing_ke
         "times": {name: told[f"{name}_at"] for name in ("received", "verified", "suppressed", "unlearned")},
         "method": request.method,
         **figures,
-        "limits_of_the_claim": [_EXACT if request.method == "retrain" else _APPROXIMATE, *_ALWAYS, *others],
+        "limits_of_the_claim": [_CLAIMS.get(request.method, _APPROXIMATE), *_ALWAYS, *others],
         "public_key": key.public_key().public_bytes_raw().hex() if key else None,
     }
     try:

@@ -70,6 +70,19 @@ def route(
     return Plan((*kept, RETRAIN), " ".join([*said, "retrain is exact and the last rung."]), carried)
 
 
+def absent(champion: str, *, unseen: bool, ladder: Sequence[str]) -> Plan:
+    """The plan of those of whom the prepared tables hold nothing.
+
+    unseen: the champion's weights were not computed from them either, else only the last rung is left.
+    """
+    said = "The prepared tables held no row of it when the night began, so none is left to erase from them."
+    if unseen:
+        why = f"Version {champion} was trained without one: its weights stay as they are."
+        return Plan(tuple(ladder), f"{said} {why}")
+    why = f"Version {champion} may have been trained when there was one: retrain is exact."
+    return Plan(tuple(ladder[-1:]), f"{said} {why}")
+
+
 def waiting(
     requests: Sequence[Request], plan: Plan, *, now: datetime, defer_days: int, router: RouterParams
 ) -> frozenset[str]:

@@ -18,6 +18,7 @@ from genrec.unlearning import (
     ucan,
     ucan_plus,
     ucan_plus_attenuate,
+    untouched,
 )
 from genrec.unlearning.problem import Method, Outcome, Problem
 
@@ -27,7 +28,7 @@ METHODS: dict[str, Method] = {
         ucan.METHOD, ucan_plus.METHOD, tracer.METHOD, tracer.REPAIRED, retrain.METHOD,
         ucan.WITHOUT_CONTRAST, ucan.WITHOUT_UTILITY, ucan_plus_attenuate.METHOD, hard_prune.METHOD,
         output_filter.METHOD, finetune.METHOD, gradient_ascent.METHOD, graddiff.METHOD, npo.METHOD, simnpo.METHOD,
-        scif.METHOD,
+        scif.METHOD, untouched.METHOD,
     )
 }  # fmt: skip
 

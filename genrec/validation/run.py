@@ -1,6 +1,5 @@
 """Running the suites: is this data what everything after it takes for granted?"""
 
-import hashlib
 import json
 import os
 import re
@@ -13,6 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from genrec.config import Params
+from genrec.data.subjects import Subject
 from genrec.data.tables import PINS, PREPARED, SCHEMAS, Tables
 from genrec.errors import DataError, ValidationFailed, printable
 
@@ -33,7 +33,7 @@ class Check:
     """One expectation's outcome.
 
     Attributes: expectation - its name and columns; observed - in words; examples - up to three offending rows, users
-    only as a hash; broken - the check itself failed to run, so nothing is known about the data.
+    only by the first digits of their tombstone; broken - the check itself failed to run: nothing is known of the data.
     """
 
     suite: str
@@ -72,22 +72,22 @@ class ValidationReport:
         raise ValidationFailed(" ".join([*lines, "Correct the source and run `genrec data prepare` again."]))
 
 
-def validate_raw(tables: Tables, params: Params) -> ValidationReport:
-    """Check raw tables as a source or an erasure delivers them."""
+def validate_raw(tables: Tables, params: Params, key: bytes) -> ValidationReport:
+    """Check raw tables as a source or an erasure delivers them. `key`, here and below, is that of the tombstones."""
     interactions, items = SCHEMAS["interactions"], SCHEMAS["items"]
     if tables.pinned:
         interactions, items = interactions.append(PINS["interactions"]), items.append(PINS["items"])
-    return _validate(tables, interactions, items, params, k=None)
+    return _validate(tables, interactions, items, params, key, k=None)
 
 
-def validate_prepared(prepared_dir: Path, params: Params, *, pinned: bool = False) -> ValidationReport:
+def validate_prepared(prepared_dir: Path, params: Params, key: bytes, *, pinned: bool = False) -> ValidationReport:
     """Check prepared tables. `pinned`: an erasure fixed the split, and may leave less than a k-core."""
     files = [prepared_dir / f"{name}.parquet" for name in SCHEMAS]
     for file in files:
         if not file.exists():
             raise DataError(f"No {file}. Run `genrec data prepare` first.")
     tables = Tables(*(pq.read_table(file) for file in files))
-    return _validate(tables, PREPARED, SCHEMAS["items"], params, k=None if pinned else params.data.k_core)
+    return _validate(tables, PREPARED, SCHEMAS["items"], params, key, k=None if pinned else params.data.k_core)
 
 
 def validate_sids(sids: pa.Table, items: pa.Table) -> ValidationReport:
@@ -112,17 +112,17 @@ def validate_sids(sids: pa.Table, items: pa.Table) -> ValidationReport:
         }
     )
     suite = _suites().sids_suite(table.schema, _ids(items), common[0][0] if common else 1)
-    return ValidationReport(tuple(_run(suite, table)))
+    return ValidationReport(tuple(_run(suite, table, b"")))  # no row of it is about a person
 
 
-def _validate(tables: Tables, interactions: pa.Schema, items: pa.Schema, params: Params, k: int | None):
+def _validate(tables: Tables, interactions: pa.Schema, items: pa.Schema, params: Params, key: bytes, k: int | None):
     suites, data = _suites(), params.data
     known = _ids(tables.items) if "item_id" in tables.items.column_names else []
     rating = (data.rating_min, data.rating_max)
     return ValidationReport(
         (
-            *_run(suites.interactions_suite(interactions, known, rating, k), tables.interactions),
-            *_run(suites.items_suite(items, data.max_items_without_text), tables.items),
+            *_run(suites.interactions_suite(interactions, known, rating, k), tables.interactions, key),
+            *_run(suites.items_suite(items, data.max_items_without_text), tables.items, key),
         )
     )
 
@@ -138,7 +138,7 @@ def _ids(items: pa.Table) -> list[str]:
     return pc.unique(items["item_id"]).to_pylist()
 
 
-def _run(suite, table: pa.Table) -> list[Check]:
+def _run(suite, table: pa.Table, key: bytes) -> list[Check]:
     import great_expectations as gx
     import pandas as pd
     from great_expectations.data_context.types.base import ProgressBarsConfig
@@ -150,14 +150,14 @@ def _run(suite, table: pa.Table) -> list[Check]:
     frame = table.to_pandas(types_mapper=pd.ArrowDtype)
     batch = source.add_batch_definition_whole_dataframe("all").get_batch({"dataframe": frame})
     results = batch.validate(suite, result_format="COMPLETE").results
-    checks = [_check(suite.name, result, table) for result in results]
+    checks = [_check(suite.name, result, table, key) for result in results]
     if any(check.expectation in SHAPE and not check.success and not check.broken for check in checks):
         # Without its columns a table breaks other checks too; only the cause is worth telling.
         return [check for check in checks if not check.broken]
     return checks
 
 
-def _check(suite: str, result, table: pa.Table) -> Check:
+def _check(suite: str, result, table: pa.Table, key: bytes) -> Check:
     kwargs, found = result.expectation_config.kwargs, result.result
     kind = result.expectation_config.type
     columns = [kwargs["column"]] if "column" in kwargs else kwargs["column_list"] if "compound" in kind else []
@@ -165,7 +165,7 @@ def _check(suite: str, result, table: pa.Table) -> Check:
     if exception := _exception(result.exception_info):
         return Check(suite, name, False, exception, broken=True)
     rows = [int(row) for row in found.get("unexpected_index_list") or []]
-    examples = tuple(_example(table, row) for row in rows[:3])
+    examples = tuple(_example(table, row, key) for row in rows[:3])
     if kind in SHAPE:
         expected = kwargs.get("types") or ", ".join(kwargs["column_list"])
         found_text = found["observed_value"] if "types" in kwargs else ", ".join(found["observed_value"])
@@ -192,11 +192,12 @@ def _exception(info: dict) -> str | None:
     return None
 
 
-def _example(table: pa.Table, row: int) -> str:
+def _example(table: pa.Table, row: int, key: bytes) -> str:
+    """A row as one may tell of it for good: whoever has no key cannot find out the person by hashing ids."""
     values = [f"row {row + 1}"]
     if "item_id" in table.column_names:
         values.append(f"item {printable(str(table['item_id'][row].as_py()))}")
     if "user_id" in table.column_names:
         user = table["user_id"][row].as_py()
-        values.append("no user" if user is None else f"user~{hashlib.sha256(str(user).encode()).hexdigest()[:8]}")
+        values.append(f"user~{Subject('user', str(user)).digest(key)[:8]}" if user else "no user")
     return " ".join(values)

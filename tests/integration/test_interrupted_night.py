@@ -6,7 +6,7 @@ import re
 import pandas as pd
 import pytest
 
-from tests.conftest import TINY, genrec, set_params
+from tests.conftest import TINY, copied, genrec, set_params
 
 
 @pytest.fixture
@@ -38,10 +38,15 @@ def snapshot(home):
     )
 
 
-def test_bad_data_stops_the_night_before_any_model(home):
-    """A rating range the data breaks: expectation and rows are named, the champion and the data stay."""
+def test_bad_data_stops_the_night_before_any_model_and_the_next_one_recovers(trained, tmp_path):
+    """A rating range the data breaks: expectation and rows are named, the champion and the data stay.
+
+    Once it is put right the same request is served.
+    """
+    copied(trained, home := tmp_path / "shop")
     before = snapshot(home)
-    genrec(home, "forget", "user", someone(home, 3))
+    person = someone(home, 3)
+    genrec(home, "forget", "user", person)
     set_params(home, data={**TINY["data"], "rating_max": 2.0})
     failed = genrec(home, "night", check=False)
     assert failed.returncode == 3
@@ -51,8 +56,6 @@ def test_bad_data_stops_the_night_before_any_model(home):
     assert "Traceback" not in failed.stderr
     request = requests_of(home)[-1]
     assert request["state"] == "failed"
-    genrec(home, "requests", "cancel", request["id"])
-    set_params(home)
     assert snapshot(home) == before
     assert not list((home / "var" / "sealed").glob("*"))
     summary = json.loads((home / "reports" / "latest" / "summary.json").read_text())
@@ -62,6 +65,11 @@ def test_bad_data_stops_the_night_before_any_model(home):
     page = (home / "reports" / "latest" / "index.html").read_text()
     assert "No candidate came to be measured" not in page  # nothing was tried, so nothing is missed
     assert broken["observed"] in page
+    set_params(home)
+    assert json.loads(genrec(home, "night", "--json").stdout)["outcome"] == "promoted"
+    assert requests_of(home)[-1]["state"] == "fulfilled"
+    assert champion_of(home) != before[0]
+    assert person not in (home / "data" / "interactions.csv").read_text()
 
 
 def test_gates_that_do_not_pass_hold_the_champion(home):

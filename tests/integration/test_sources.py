@@ -43,10 +43,10 @@ def test_public_data_has_the_published_counts_and_passes_validation(tmp_path, na
     assert (report.rows, report.users, report.items) == raw
     tables = read_tables(tmp_path / "data")
     assert len(unordered_rows(tables.interactions)) == 0
-    validate_raw(tables, PARAMS).raise_for_failure()
+    validate_raw(tables, PARAMS, b"key").raise_for_failure()
     counts = prepare(tmp_path / "data", tmp_path / "prepared", PARAMS, b"key")
     assert (counts.rows, counts.users, counts.items) == prepared
-    validate_prepared(tmp_path / "prepared", PARAMS).raise_for_failure()
+    validate_prepared(tmp_path / "prepared", PARAMS, b"key").raise_for_failure()
 
 
 def test_movielens_items_have_text_and_genres_but_no_unknown_one(tmp_path):

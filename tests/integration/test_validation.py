@@ -1,3 +1,4 @@
+import hashlib
 import json
 import re
 
@@ -8,12 +9,13 @@ import pytest
 from genrec.config import Params, SimulatedParams
 from genrec.data.prepare import prepare
 from genrec.data.simulator import simulate
+from genrec.data.subjects import Subject
 from genrec.data.tables import Tables, write_tables
 from genrec.errors import ValidationFailed
 from genrec.validation.page import render_page
 from genrec.validation.run import Check, ValidationReport, validate_prepared, validate_raw, validate_sids
 
-PARAMS = Params()
+PARAMS, KEY = Params(), b"key"
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +41,7 @@ def changed(table, row, **values):
 def check(folder, interactions, items, **options):
     pq.write_table(interactions, folder / "interactions.parquet")
     pq.write_table(items, folder / "items.parquet")
-    return validate_prepared(folder, PARAMS, **options)
+    return validate_prepared(folder, PARAMS, KEY, **options)
 
 
 def failed(report):
@@ -47,12 +49,12 @@ def failed(report):
 
 
 def test_good_tables_pass_and_every_expectation_is_reported(prepared):
-    report = validate_prepared(prepared, PARAMS)
+    report = validate_prepared(prepared, PARAMS, KEY)
     report.raise_for_failure()
     assert report.success
     assert len(report.results) == 22
     assert json.loads(report.to_json())["success"] is True
-    assert len(validate_prepared(prepared, PARAMS, pinned=True).results) == 21
+    assert len(validate_prepared(prepared, PARAMS, KEY, pinned=True).results) == 21
 
 
 ITEM = "interactions expect_column_values_to_be_in_set(item_id)"
@@ -130,14 +132,14 @@ def test_wrong_columns_types_and_empty_tables_fail_as_bad_data(tmp_path, good):
 
 def test_raw_tables_are_checked_pinned_or_not():
     raw = simulate(SimulatedParams(users=20, items=40), 0)
-    assert validate_raw(raw, PARAMS).success
+    assert validate_raw(raw, PARAMS, KEY).success
     pinned = Tables(
         raw.interactions.append_column("split", pa.array(["train"] * len(raw.interactions))),
         raw.items.append_column("catalogue", pa.array([True] * len(raw.items))),
     )
-    assert validate_raw(pinned, PARAMS).success
+    assert validate_raw(pinned, PARAMS, KEY).success
     late = Tables(changed(raw.interactions, 2, timestamp=1), raw.items)
-    assert failed(validate_raw(late, PARAMS)) == {ORDER}
+    assert failed(validate_raw(late, PARAMS, KEY)) == {ORDER}
 
 
 @pytest.mark.parametrize(
@@ -172,7 +174,9 @@ def test_a_failure_names_table_expectation_and_rows_but_no_user(tmp_path, good):
         report.raise_for_failure()
     message = str(error.value)
     assert re.search(r"interactions: expect_column_values_to_be_between\(rating\) failed: 1 of \d+ rows", message)
-    assert re.search(r"row 4 item i\d{4} user~[0-9a-f]{8}", message)
+    person = good.interactions["user_id"][3].as_py()
+    assert re.search(rf"row 4 item i\d{{4}} user~{Subject('user', person).digest(KEY)[:8]}\b", message)
+    assert hashlib.sha256(person.encode()).hexdigest()[:8] not in message  # which anybody who has ids could look up
     for user in set(good.interactions["user_id"].to_pylist()):
         assert user not in message + report.to_json() + render_page(report)
 

@@ -3,9 +3,11 @@
 import ast
 import logging
 import os
+import re
 import shutil
 from contextlib import chdir
 from datetime import UTC, datetime
+from html import unescape
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from markdown_it import MarkdownIt
 from markupsafe import escape
 from mlflow.utils.validation import _validate_metric_name
 from sqlalchemy import inspect
@@ -40,6 +43,7 @@ from genrec.requests.intake import known_of
 from genrec.requests.schema import Base
 from genrec.rollback import rollback
 from genrec.terminal import show
+from tasks.artefacts import _report
 from tests.unit.conftest import KEY
 from tests.unit.past import Past
 from tests.webhook import http_server
@@ -300,6 +304,20 @@ def test_a_name_is_text_in_the_report_and_in_mlflows_metrics(text):
     page = render(summary)
     assert page.count(str(escape(text))) >= 4
     assert "<script>alert(1)" not in page
+
+
+@pytest.mark.parametrize(
+    "text", [*HOSTILE, "[here](http://a)", "**x** _y_ # z", "![i](http://a)", "a | b\n\n# c", "&lt;b>"]
+)
+def test_a_reason_is_no_markup_of_prefects_markdown(text):
+    """The mark-up is cmark's own, so that what a browser would get is the text."""
+    summary = Summary(outcome="held", reason=text, started_at=NOW, finished_at=NOW, batch_id="b-1")
+    written = _report(summary.model_dump(mode="json", by_alias=True))
+    shown = MarkdownIt("commonmark").enable("table").render(written)
+    verdict, page = re.fullmatch(r"<p>(.*)</p>\n<p>The page: (.*)</p>\n", shown, re.DOTALL).groups()
+    assert unescape(verdict.partition("</strong> ")[2]) == " ".join(text.split())
+    assert not re.search("<(?!/?(p|strong|code)>)", shown)
+    assert page == "<code>reports/nights/b-1/index.html</code>."
 
 
 def test_a_data_folder_of_any_name_is_pinned_and_runs_nothing(attacked, tmp_path, shop):

@@ -212,7 +212,7 @@ def test_every_check_can_judge_what_was_read(files):
         source = written(Path(place), dict(files))
         if refusal(lambda: read_tables(source)):
             return
-        report = validate_raw(read_tables(source), Params())
+        report = validate_raw(read_tables(source), Params(), b"key")
         assert not [check for check in report.results if check.broken]
         assert report.success == (refusal(report.raise_for_failure) is None)
 
@@ -249,7 +249,7 @@ def test_a_person_whom_no_request_could_name_is_refused(tmp_path, user, reason):
 def test_times_at_both_ends_of_the_range_are_compared_without_overflow(tmp_path, times):
     rows = "\n".join(f"p1,i{number},{time}," for number, time in enumerate(times, 1))
     source, ordered = own_tables(tmp_path / "own", interactions=f"{HEADER}\n{rows}\n"), times[0] < times[1]
-    report = validate_raw(read_tables(source), Params())
+    report = validate_raw(read_tables(source), Params(), b"key")
     wrong = [check.expectation for check in report.results if not check.success]
     assert wrong == ([] if ordered else ["expect_chronological_order"])
     assert (take(source, tmp_path / "home") is None) == ordered

@@ -11,11 +11,12 @@ import pytest
 from pydantic import ValidationError
 
 from genrec.errors import DataError
+from genrec.evaluation.gates import SHIPPED
 from genrec.report.figures import drawn, models
 from genrec.report.graph import lineage_graph
 from genrec.report.page import deadline, headline, missing, render, write_report
 from genrec.report.summary import Summary, read_summary, write_summary
-from genrec.report.text import duration, limit, number
+from genrec.report.text import HOLDS, duration, holds, limit, number
 from tests.summaries import GAP, HOSTILE, SH, START, full_night, gate, quiet_night, summarise
 
 
@@ -89,6 +90,14 @@ def test_every_gate_figure_is_in_the_table_and_in_the_plot():
                 assert trace.x[0] + trace.error_x.array[0] == pytest.approx(g.high)
     marks = {(t["marker"]["color"], t["marker"]["symbol"]) for i in (0, 1) for t in page.plots[f"gates-{i}"]["data"]}
     assert len(marks) == len({colour for colour, _ in marks}) == len({symbol for _, symbol in marks}) == 3
+
+
+def test_every_check_of_our_own_is_said_in_plain_words():
+    assert set(HOLDS) == set(SHIPPED)
+    text = Page(render(summarise())).text
+    for name in ("integrity", "user-nll", "membership", "utility", "concept", "collateral", "cost"):
+        assert HOLDS[name] in text
+    assert holds("acme-nll") == ""
 
 
 def test_values_are_inert():

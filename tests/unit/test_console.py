@@ -142,6 +142,9 @@ def test_pages_offer_what_the_role_may(site, visitors):
         }
     assert offered == {"rita": [], "vera": ["verify"], "oscar": ["verify", "hold", "extend", "cancel"]}
     assert "/nights" not in visitors["rita"].get("/requests").text
+    closed = {name: visitors[name].get(f"/requests/{site.fulfilled}").text for name in ("rita", "vera")}
+    assert [f'href="/reports/{site.night}"' in page for page in closed.values()] == [False, True]
+    assert visitors["rita"].get("/nowhere").text.count("There is no page at this address.") == 1
     assert "Start a night" not in visitors["vera"].get("/nights").text
     assert "Start a night" in visitors["oscar"].get("/nights").text
 
@@ -359,7 +362,7 @@ def test_overdue_requests_are_marked_and_come_first(site, visitors):
         page = visitors["vera"].get("/requests").text
         rows = {row: "overdue" in text for row, text in re.findall(r'href="/requests/(r-\w+)">(.*?)</tr>', page, re.S)}
         assert (next(iter(rows)), rows[late], rows[fresh]) == (late, True, False)
-        assert "1 overdue." in page
+        assert "1 request is overdue." in page
         assert 'class="overdue"' in visitors["vera"].get(f"/requests/{late}").text
         assert "/extend" not in visitors["oscar"].get(f"/requests/{late}").text
     assert "overdue" not in visitors["vera"].get("/requests").text

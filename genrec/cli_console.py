@@ -11,10 +11,10 @@ from genrec.terminal import Json, example, open_workspace, show
 console_app = typer.Typer(invoke_without_command=True)
 
 
-@console_app.callback(epilog=example("genrec console --port 8081"))
+@console_app.callback(epilog=example("genrec console --port 8091"))
 def console(
     context: typer.Context,
-    port: Annotated[int, typer.Option(min=1, max=65535)] = 8080,
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 8081,
     as_json: Json = False,
 ) -> None:
     """Serve the web console on 127.0.0.1: submit and verify requests, follow nights, read reports, certificates."""
@@ -24,7 +24,9 @@ def console(
         import itsdangerous  # noqa: F401
         import python_multipart  # noqa: F401
     except ModuleNotFoundError as error:
-        raise ConfigError(f"The console needs {error.name}: pip install 'genrec[console]'.") from error
+        raise ConfigError(
+            f"The console needs {error.name}. In your clone: pip install -c constraints.txt -e '.[console]'."
+        ) from error
     workspace = open_workspace()
     from genrec.console.accounts import Accounts
 

@@ -10,10 +10,12 @@ from pathlib import Path
 from unicodedata import normalize
 
 import pytest
-from axe_playwright_python.sync_playwright import Axe
+from axe_playwright_python.base import AXE_SCRIPT
 from playwright.sync_api import Browser, Page, sync_playwright
 
 SERIOUS = ("serious", "critical")
+BY_COLOUR = ("color-contrast", "link-in-text-block")
+"""The rules of axe-core whose answer the colours can change: what is left to ask of a page's second scheme."""
 PHONE = {"width": 375, "height": 700}
 
 
@@ -41,10 +43,21 @@ def quiet_page(browser: Browser, **context) -> Iterator[Page]:
         assert not said, said
 
 
-def serious_findings(page: Page) -> list[str]:
-    """What axe-core finds serious or critical on the page: rule and elements."""
-    found = Axe().run(page).response["violations"]
+def serious_findings(page: Page, rules: tuple[str, ...] | None = None) -> list[str]:
+    """What axe-core finds serious or critical on the page: rule and elements; of all its rules, or of these alone."""
+    if not page.evaluate("'axe' in window"):  # half a megabyte, once for each document
+        page.evaluate(AXE_SCRIPT)
+    options = {"resultTypes": ["violations"], **({"runOnly": rules} if rules else {})}
+    found = page.evaluate("async options => (await axe.run(options)).violations", options)
     return [f"{rule['id']}: {node['html']}" for rule in found if rule["impact"] in SERIOUS for node in rule["nodes"]]
+
+
+def findings_in_both_schemes(page: Page) -> list[str]:
+    """What it finds in the light colours, and what only the dark ones can change."""
+    page.emulate_media(color_scheme="light")
+    light = serious_findings(page)
+    page.emulate_media(color_scheme="dark")
+    return light + [f"in the dark: {finding}" for finding in serious_findings(page, BY_COLOUR)]
 
 
 def artefacts(otherwise: Path) -> Path:

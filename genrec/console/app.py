@@ -88,7 +88,8 @@ def make_app(
 
     @app.exception_handler(HTTPException)
     async def elsewhere(request: Request, error: HTTPException) -> Response:
-        return refusal(request, error.status_code, f"{error.detail}.")
+        says = "There is no page at this address." if error.status_code == 404 else f"{error.detail}."
+        return refusal(request, error.status_code, says)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, _error: RequestValidationError) -> Response:

@@ -22,6 +22,7 @@ from genrec.requests.ledger import Ledger
 from genrec.requests.schema import BatchRow, RequestRow
 
 LOG = "console-night.log"
+PAGE, SUMMARY = "index.html", "summary.json"
 
 
 @dataclass(frozen=True)
@@ -99,20 +100,18 @@ class Nights:
         return [
             Past(
                 row.id, "promoted" if row.outcome == "fulfilled" else row.details["outcome"], row.claimed_at,
-                row.closed_at, n, row.model_version, row.data_version, self._page(row.id).exists(),
+                row.closed_at, n, row.model_version, row.data_version, (self._folder(row.id) / PAGE).exists(),
             )
             for row, n in found
         ]  # fmt: skip
 
     def report(self, batch_id: str) -> Path:
         """The page of a batch of the ledger. Raises MissingError for another name and where the page is gone."""
-        try:
-            self._ledger.stage(batch_id)
-        except RequestError as error:
-            raise MissingError(str(error)) from error
-        if not self._page(batch_id).exists():
-            raise MissingError(f"Night {batch_id} has no report here. A night writes one when it ends.")
-        return self._page(batch_id)
+        return self._written(batch_id, PAGE)
+
+    def summary(self, batch_id: str) -> Path:
+        """The same figures as JSON; raises likewise."""
+        return self._written(batch_id, SUMMARY)
 
     def start(self, now: datetime) -> None:
         """Start a night. Raises RequestError while one runs or starts; what the Prefect server refuses, as it does."""
@@ -134,8 +133,18 @@ class Nights:
                     cwd=self._workspace.root, env={**os.environ, "GENREC_HOME": str(self._workspace.root)},
                 )  # fmt: skip
 
-    def _page(self, batch_id: str) -> Path:
-        return self._workspace.reports / "nights" / batch_id / "index.html"
+    def _written(self, batch_id: str, name: str) -> Path:
+        try:
+            self._ledger.stage(batch_id)
+        except RequestError as error:
+            raise MissingError(str(error)) from error
+        path = self._folder(batch_id) / name
+        if not path.exists():
+            raise MissingError(f"Night {batch_id} has no {name} here. A night writes one when it ends.")
+        return path
+
+    def _folder(self, batch_id: str) -> Path:
+        return self._workspace.reports / "nights" / batch_id
 
     def _attempts(self, batch_id: str) -> tuple[Attempt, ...]:
         """What the night's folder and, once it is decided, its stage say."""

@@ -1,4 +1,9 @@
-"""The console's pages: HTML from templates, forms that carry their session's token, and one fragment that is polled."""
+"""The console's pages: HTML from templates, forms that carry their session's token, and one fragment that is polled.
+
+Only a log-in sets the cookie of a session and only a log-out takes it away. It is sent with links from elsewhere
+(SameSite=lax), so no GET changes anything, and a POST needs the token as well, which no other site can read. A browser
+that does not send it, as with a picture or a form of another site, is a stranger's, and its answer sets nothing.
+"""
 
 import hashlib
 from collections.abc import Callable
@@ -23,12 +28,17 @@ from genrec.requests.states import Request as LedgerRequest
 from genrec.terminal import now
 
 COOKIE = "genrec_console"
+GUARD = "genrec_console_login"
+"""The cookie of the log-in form, which is sent to no other page."""
 LOGINS_PER_NAME, LOGINS_PER_ADDRESS = Rate(5, 1 / 60), Rate(20, 1 / 10)
 SHOWN = 200
 """Requests on a page of the queue."""
 NIGHTS_SHOWN = 50
 REPORT_POLICY = "sandbox allow-scripts; frame-ancestors 'none'"
 """A report keeps its own policy and gets an origin of its own, from which its scripts reach nothing of the console."""
+
+
+NOT_YOURS = "This form is not of your session, or too old. Open the page again and repeat."
 
 
 class SignedOut(Exception):
@@ -62,18 +72,32 @@ class Pages:
             account=visit.account, csrf=visit.csrf, path=request.url.path,
             may=lambda action: visit.account is not None and visit.account.role in MAY[action], **values,
         )  # fmt: skip
-        return self.remember(request, visit, HTMLResponse(text, status))
+        return HTMLResponse(text, status)
+
+    def log_in(self, request: Request, status: int = 200, problem: str | None = None) -> Response:
+        """The log-in form, and the cookie that guards it."""
+        guard = self.sessions.visit(request.cookies.get(GUARD))
+        answer = self.show(request, "login.html.j2", status, guard=guard.csrf, problem=problem)
+        return self._set(request, answer, GUARD, guard, path="/login")
+
+    def own_log_in(self, request: Request, token: str) -> bool:
+        """Whether a log-in form with this token was given to this browser."""
+        return self.sessions.own_form(self.sessions.visit(request.cookies.get(GUARD)), token)
 
     def visit(self, request: Request) -> Visit:
         return self.sessions.visit(request.cookies.get(COOKIE))
 
-    def remember(self, request: Request, visit: Visit, response: Response) -> Response:
-        """Set the cookie; over TLS it never leaves TLS."""
-        response.set_cookie(
-            COOKIE, self.sessions.cookie(visit), max_age=SESSION_S, httponly=True, samesite="strict",
+    def begin(self, request: Request, account: Account) -> Response:
+        """Start a session of the account and lead to the queue."""
+        return self._set(request, RedirectResponse("/requests", 303), COOKIE, self.sessions.log_in(account), path="/")
+
+    def _set(self, request: Request, answer: Response, name: str, visit: Visit, path: str) -> Response:
+        """Set a cookie; over TLS it never leaves TLS."""
+        answer.set_cookie(
+            name, self.sessions.cookie(visit), max_age=SESSION_S, path=path, httponly=True, samesite="lax",
             secure=request.url.scheme == "https",
         )  # fmt: skip
-        return response
+        return answer
 
 
 def router(desk: Desk, accounts: Accounts, pages: Pages, api_schema: Callable[[], dict]) -> APIRouter:
@@ -84,7 +108,7 @@ def router(desk: Desk, accounts: Accounts, pages: Pages, api_schema: Callable[[]
     def own_form(request: Request, csrf: Annotated[str, Form()] = "") -> Visit:
         visit = pages.visit(request)
         if not pages.sessions.own_form(visit, csrf):
-            raise AccessError("This form is not of your session, or too old. Open the page again and repeat.")
+            raise AccessError(NOT_YOURS)
         return visit
 
     def signed_in(request: Request) -> Account:
@@ -102,24 +126,25 @@ def router(desk: Desk, accounts: Accounts, pages: Pages, api_schema: Callable[[]
 
     @routes.get("/login")
     def login_page(request: Request) -> Response:
-        return pages.show(request, "login.html.j2", problem=None)
+        return RedirectResponse("/requests", 303) if pages.visit(request).account else pages.log_in(request)
 
     @routes.post("/login")
     def login(
-        request: Request, _visit: Annotated[Visit, Depends(own_form)], name: Annotated[str, Form()] = "",
-        password: Annotated[str, Form()] = "",
+        request: Request, name: Annotated[str, Form()] = "", password: Annotated[str, Form()] = "",
+        csrf: Annotated[str, Form()] = "",
     ) -> Response:  # fmt: skip
+        if not pages.own_log_in(request, csrf):
+            raise AccessError(NOT_YOURS)
         wait = addresses.wait_s(request.client.host) or names.wait_s(name)
         if wait:
             problem = f"Too many log-ins. Try again in {wait} seconds."
-            response = pages.show(request, "login.html.j2", 429, problem=problem)
+            response = pages.log_in(request, 429, problem)
             response.headers["Retry-After"] = str(wait)
             return response
         account = accounts.by_password(name, password)
         if account is None:
-            return pages.show(request, "login.html.j2", 401, problem="Name or password is wrong.")
-        visit = pages.sessions.log_in(account)
-        return pages.remember(request, visit, RedirectResponse("/requests", 303))
+            return pages.log_in(request, 401, "Name or password is wrong.")
+        return pages.begin(request, account)
 
     @routes.post("/logout")
     def logout(visit: Annotated[Visit, Depends(own_form)]) -> Response:
@@ -258,6 +283,12 @@ def router(desk: Desk, accounts: Accounts, pages: Pages, api_schema: Callable[[]
         return FileResponse(
             desk.nights.report(batch_id), media_type="text/html", headers={"Content-Security-Policy": REPORT_POLICY}
         )
+
+    @routes.get("/reports/{batch_id}/summary.json")
+    def summary(account: Reader, batch_id: str) -> Response:
+        require(account.role, Action.SEE_ALL)
+        path = desk.nights.summary(batch_id)
+        return FileResponse(path, media_type="application/json", filename=f"{batch_id}-{path.name}")
 
     @routes.get("/api")
     def api_page(request: Request, account: Reader) -> Response:

@@ -2,7 +2,8 @@
 
 The cookie holds nothing but the signed random id of the session. Who it belongs to is remembered in this process, so a
 log-out ends it, and so does a restart. It ends by itself SESSION_S seconds after the log-in, and as soon as the line of
-the account changes. A visitor without one gets an id too, which only guards the log-in form; the log-in replaces it.
+the account changes. The cookie itself tells no time: a clock that is set back ends no session. A signed id of nobody,
+in a cookie of its own, guards the log-in form; no log-in makes a session of it.
 """
 
 import hashlib
@@ -13,7 +14,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from itsdangerous import BadSignature, TimestampSigner
+from itsdangerous import BadSignature, Signer
 
 from genrec.console.accounts import Account, Accounts
 from genrec.data.subjects import Subject
@@ -44,13 +45,13 @@ class Sessions:
 
     def __init__(self, key: bytes, accounts: Accounts, clock: Callable[[], float] = time.time):
         self._key, self._accounts, self._clock = key, accounts, clock
-        self._signer = TimestampSigner(key, salt="genrec.console", digest_method=hashlib.sha256)
+        self._signer = Signer(key, salt="genrec.console", digest_method=hashlib.sha256)
         self._live: dict[str, _Live] = {}
 
     def visit(self, cookie: str | None) -> Visit:
-        """The session of a cookie; a new one, of nobody, where there is none or it is not ours or too old."""
+        """The session of a cookie; a new one, of nobody, where there is none or it is not ours."""
         try:
-            sid = self._signer.unsign(cookie or "", max_age=SESSION_S).decode()
+            sid = self._signer.unsign(cookie or "").decode()
         except BadSignature:
             sid = secrets.token_urlsafe(32)
         return self._visit(sid)

@@ -21,9 +21,9 @@ from genrec.report.summary import Check, Comparison, Gate, Measure, Summary, wri
 from genrec.report.text import DASH, duration, number, time
 
 NUMERIC = (
-    "Figure", "Low", "High", "Limit", "n", "Before", "After", "Change", "Test NLL increase", "AUC", "Found at 1 % FPR",
-    "Forgotten", "Never seen", "Shared codes", "Lists before", "Lists after", "Place before", "Place after",
-    "Expectations", "Failed",
+    "Figure", "Limit", "Before", "After", "Change", "Test NLL increase", "AUC", "Found at 1 % FPR", "Forgotten",
+    "Never seen", "Shared codes", "Lists before", "Lists after", "Place before", "Place after", "Expectations",
+    "Failed",
 )  # fmt: skip
 
 
@@ -99,7 +99,7 @@ def deadline(summary: Summary) -> tuple[str, bool] | None:
 
 
 EARLIER = "The record of this night was written by an earlier version, which did not keep it."
-FILTERS = ("number", "time", "duration", "limit", "sid", "percent", "expectation")
+FILTERS = ("number", "time", "duration", "limit", "sid", "percent", "expectation", "holds")
 
 
 def missing(summary: Summary) -> dict[str, str]:

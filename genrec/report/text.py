@@ -41,6 +41,29 @@ def duration(seconds: float | None) -> str:
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
+HOLDS = {
+    "integrity": "The model is whole, its unchanging part is unchanged, and the erased rows are gone.",
+    "concept": "The concept has all but vanished from the lists.",
+    "user-nll": "Forgotten people are as unknown to the model as people it never saw.",
+    "membership": "An attacker cannot tell forgotten people from people it never saw.",
+    "over-forgetting": "Forgotten people are not less known than that, which would give them away.",
+    "utility": "Those who stay get as good recommendations as before.",
+    "collateral": "Items much like the forgotten ones are recommended as well as before.",
+    "robustness int8": "Forgetting holds when the model is compressed.",
+    "robustness unmerged": "Forgetting holds in the other form in which the model is stored.",
+    "relearn": "Taught the same again, the model is no quicker than one that never knew it.",
+    "drift": "Little quality was lost since the last full training.",
+    "cost": "It took a fraction of the time of retraining.",
+    "base": "The model beats a list of what is popular.",
+}
+"""What each of genrec's own checks asks for, by its name, in plain words."""
+
+
+def holds(name: str) -> str:
+    """What the check of this name asks for; nothing of a package's own, whose rule says it."""
+    return HOLDS.get(name, "")
+
+
 def expectation(name: str) -> str:
     """`expect_column_values_to_be_unique(item_id)` as `column values to be unique (item_id)`."""
     kind, bracket, columns = name.removeprefix("expect_").partition("(")

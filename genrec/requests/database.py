@@ -35,7 +35,9 @@ def connect(url: str) -> Engine:
     try:
         engine = create_engine(parsed, hide_parameters=True)
     except ModuleNotFoundError as error:
-        raise ConfigError(f"The ledger's database needs {error.name}: pip install 'genrec[postgres]'.") from error
+        raise ConfigError(
+            f"The ledger's database needs {error.name}. In your clone: pip install -c constraints.txt -e '.[postgres]'."
+        ) from error
     if engine.dialect.name == "sqlite":
         if parsed.database in (None, "", ":memory:"):
             raise ConfigError(f"GENREC_LEDGER_URL = {url!r} names no file. Use sqlite:///PATH or a PostgreSQL URL.")

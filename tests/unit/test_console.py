@@ -12,7 +12,7 @@ from mlflow import MlflowClient
 
 from genrec.config import Settings
 from genrec.console.app import HEADERS, MAX_BYTES, make_app
-from genrec.console.pages import COOKIE, LOGINS_PER_NAME, router
+from genrec.console.pages import COOKIE, GUARD, LOGINS_PER_NAME, router
 from genrec.console.roles import MAY, Action, Role
 from genrec.data.files import write_json
 from genrec.data.subjects import Subject
@@ -94,7 +94,8 @@ def act(site, visitor, action, name):
                 return [visitor.get("/requests").status_code, visitor.get(f"/requests/{own}").status_code]
         case Action.SEE_ALL:
             paths = [f"/requests/{site.fulfilled}", f"/certificates/{site.fulfilled}", "/nights", "/nights/now"]
-            return [visitor.get(path).status_code for path in (*paths, f"/reports/{site.night}")]
+            paths += [f"/reports/{site.night}", f"/reports/{site.night}/summary.json"]
+            return [visitor.get(path).status_code for path in paths]
         case Action.VERIFY:
             with site.open("rob") as request_id:
                 return [visitor.fill(f"/requests/{request_id}/verify", how="a letter").status_code]
@@ -141,6 +142,9 @@ def test_pages_offer_what_the_role_may(site, visitors):
         }
     assert offered == {"rita": [], "vera": ["verify"], "oscar": ["verify", "hold", "extend", "cancel"]}
     assert "/nights" not in visitors["rita"].get("/requests").text
+    closed = {name: visitors[name].get(f"/requests/{site.fulfilled}").text for name in ("rita", "vera")}
+    assert [f'href="/reports/{site.night}"' in page for page in closed.values()] == [False, True]
+    assert visitors["rita"].get("/nowhere").text.count("There is no page at this address.") == 1
     assert "Start a night" not in visitors["vera"].get("/nights").text
     assert "Start a night" in visitors["oscar"].get("/nights").text
 
@@ -183,21 +187,61 @@ def test_requesters_see_their_own_and_no_trace_of_others(site, visitors):
 def test_a_planted_cookie_is_worth_nothing_after_the_log_in(site):
     attacker, victim = Visitor(site), Visitor(site)
     attacker.get("/login")
-    victim.cookies.set(COOKIE, attacker.cookies[COOKIE], domain="127.0.0.1")
+    planted = attacker.cookies[GUARD]
+    for name in (GUARD, COOKIE):
+        victim.cookies.set(name, planted, domain="127.0.0.1", path="/login" if name == GUARD else "/")
     answer = victim.log_in("oscar")
     assert answer.status_code == 303
-    (cookie,) = [one for one in answer.headers.get_list("set-cookie") if COOKIE in one]
-    assert "HttpOnly" in cookie
-    assert "SameSite=strict" in cookie
+    (cookie,) = answer.headers.get_list("set-cookie")
+    assert cookie.startswith(f"{COOKIE}=")
+    assert {"HttpOnly", "SameSite=lax", "Path=/"} <= set(cookie.split("; "))
     assert "Secure" not in cookie  # there is no TLS here
-    victim.get("/requests")
-    assert victim.cookies[COOKIE] != attacker.cookies[COOKIE]
+    assert victim.cookies[COOKIE] != planted
+    attacker.cookies.set(COOKIE, planted, domain="127.0.0.1")
     assert attacker.get("/requests").headers["location"] == "/login"
 
 
-def test_behind_tls_the_cookie_stays_there(site):
-    answer = Visitor(site).get("https://127.0.0.1/login")
-    assert "Secure" in answer.headers["set-cookie"]
+def test_behind_tls_the_cookies_stay_there(site):
+    visitor = Visitor(site)
+    visitor.base_url = "https://127.0.0.1"
+    answers = visitor.get("/login"), visitor.log_in("rob")
+    assert [one.headers["set-cookie"].split("=")[0] for one in answers if "Secure" in one.headers["set-cookie"]] == [
+        GUARD, COOKIE
+    ]  # fmt: skip
+
+
+def test_only_the_log_in_and_the_log_out_set_a_cookie(site, visitors):
+    """So that an answer to a browser that did not send its cookie takes no session away."""
+    oscar, stranger = visitors["oscar"], Visitor(site)
+    paths = [filled(path, site) for method, path in ROUTES if method == "GET" and path != "/login"]
+    paths += ["/favicon.ico", "/static/console.css", "/static/gone.css", "/nowhere", "/requests/r-0", "/reports/b-0"]
+    for visitor in (oscar, stranger):
+        answers = [visitor.get(path) for path in paths]
+        assert {one.status_code for one in answers} >= ({200, 404} if visitor is oscar else {303, 404})
+        answers += [visitor.post(path, data={"csrf": "x"}) for path in ("/login", "/logout", "/nights", "/nowhere")]
+        assert [one.url for one in answers if "set-cookie" in one.headers] == []
+    guarded = stranger.get("/login")
+    assert {"Path=/login", "HttpOnly", "SameSite=lax"} <= set(guarded.headers["set-cookie"].split("; "))
+    assert guarded.headers["set-cookie"].startswith(f"{GUARD}=")
+    assert oscar.get("/login").headers["location"] == "/requests"
+    assert oscar.get("/requests").status_code == 200
+
+
+def test_a_log_in_form_is_its_browsers_own(site):
+    """Another site cannot log a browser in as somebody else: it has no form with the browser's token."""
+    victim, attacker = Visitor(site), Visitor(site)
+    token = attacker.token("/login")
+    named = {"name": "rob", "password": PASSWORD}
+    for visit in (False, True):  # a browser that has never seen the form, and one that has
+        if visit:
+            victim.get("/login")
+        for given in ({}, {"csrf": ""}, {"csrf": token}):
+            answer = victim.post("/login", data={**named, **given})
+            assert (answer.status_code, COOKIE in victim.cookies) == (403, False)
+    tabs = [victim.token("/login") for _ in range(2)]
+    assert victim.log_in("rob", "a wrong password").status_code == 401
+    assert victim.post("/login", data={**named, "csrf": tabs[0]}).status_code == 303  # both tabs work
+    assert victim.get("/requests").status_code == 200
 
 
 def test_a_log_out_ends_the_session_for_whoever_kept_the_cookie(site):
@@ -263,7 +307,12 @@ def test_the_report_is_shown_as_written_in_an_origin_of_its_own(site, visitors):
     assert answer.content == site.report.read_bytes()
     assert answer.headers["Content-Security-Policy"].startswith("sandbox allow-scripts;")
     assert "allow-same-origin" not in answer.headers["Content-Security-Policy"]
-    assert visitors["vera"].get("/reports/b-000000000000").status_code == 404
+    figures = visitors["vera"].get(f"/reports/{site.night}/summary.json")
+    assert figures.content == site.report.with_name("summary.json").read_bytes()
+    assert f"{site.night}-summary.json" in figures.headers["Content-Disposition"]
+    assert f'href="/reports/{site.night}/summary.json"' in visitors["vera"].get("/nights").text
+    for path in ("/reports/b-000000000000", "/reports/b-000000000000/summary.json"):
+        assert visitors["vera"].get(path).status_code == 404
 
 
 def test_every_answer_has_the_headers_and_no_page_a_script_of_its_own(site, visitors):
@@ -271,7 +320,7 @@ def test_every_answer_has_the_headers_and_no_page_a_script_of_its_own(site, visi
     paths = ["/requests", "/requests?closed=1", "/requests/new", "/nights", "/api", "/login", "/nope", "/requests/nope"]
     paths += [f"/requests/{site.fulfilled}", f"/certificates/{site.fulfilled}", "/static/console.css", "/api/v1/x"]
     for path in paths:
-        answer = oscar.get(path)
+        answer = (Visitor(site) if path == "/login" else oscar).get(path)
         assert {name: answer.headers[name] for name in HEADERS} == HEADERS, path
         assert not re.search(r"<script(?! src=\"/static/)|style=| on\w+=|https?://(?!www\.w3\.org)", answer.text), path
     page = oscar.get("/requests").text
@@ -313,7 +362,7 @@ def test_overdue_requests_are_marked_and_come_first(site, visitors):
         page = visitors["vera"].get("/requests").text
         rows = {row: "overdue" in text for row, text in re.findall(r'href="/requests/(r-\w+)">(.*?)</tr>', page, re.S)}
         assert (next(iter(rows)), rows[late], rows[fresh]) == (late, True, False)
-        assert "1 overdue." in page
+        assert "1 request is overdue." in page
         assert 'class="overdue"' in visitors["vera"].get(f"/requests/{late}").text
         assert "/extend" not in visitors["oscar"].get(f"/requests/{late}").text
     assert "overdue" not in visitors["vera"].get("/requests").text

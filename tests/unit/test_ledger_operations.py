@@ -1,6 +1,7 @@
 """What an operator may do with a request, and which texts the ledger takes: on SQLite and on PostgreSQL alike."""
 
 import json
+import sys
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -219,5 +220,8 @@ def test_a_server_that_is_not_there_is_named_without_its_password():
     assert "hidden" not in str(caught.value)
 
 
-def test_the_plain_name_of_postgresql_finds_the_installed_driver():
+def test_the_plain_name_of_postgresql_finds_the_driver_or_says_how_to_install_it(monkeypatch):
     assert connect("postgresql://127.0.0.1/ledger").dialect.driver == "psycopg"
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    with pytest.raises(ConfigError, match=r"needs psycopg\. In your clone: pip install -c constraints.txt"):
+        connect("postgresql://127.0.0.1/ledger")

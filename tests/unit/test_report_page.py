@@ -5,7 +5,7 @@ import pytest
 from genrec.report.figures import drawn
 from genrec.report.page import headline, write_report
 from genrec.report.summary import Summary
-from tests.browser import PHONE, printed, quiet_page, serious_findings, visit
+from tests.browser import PHONE, findings_in_both_schemes, printed, quiet_page, serious_findings, visit
 from tests.summaries import HOSTILE, NEAR, full_night, quiet_night, summarise
 
 NEIGHBOURS = "table:has(#neighbours-table)"
@@ -76,7 +76,8 @@ def test_a_table_sorts_by_click_with_missing_values_last_both_ways(page):
     gates = page.locator("table:has(#gates-table-0)")
     for order in (["user-nll", "membership", "utility"], ["utility", "membership", "user-nll"]):
         gates.get_by_role("button", name="Limit").click()
-        assert gates.locator("tbody th").all_inner_texts() == [*order, "integrity"]
+        names = [said.splitlines()[0].strip() for said in gates.locator("tbody th").all_inner_texts()]
+        assert names == [*order, "integrity"]
 
 
 def test_a_table_sorts_by_keyboard(page):
@@ -99,13 +100,12 @@ def test_the_keyboard_reaches_every_control(page):
     assert controls.count() > 60
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_no_serious_finding_of_axe(page, scheme):
-    page.emulate_media(color_scheme=scheme)
+def test_no_serious_finding_of_axe(page):
     unfold(page)
+    assert findings_in_both_schemes(page) == []
     ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
-    assert (ground == "rgb(255, 255, 255)") == (scheme == "light")
-    assert serious_findings(page) == []
+    assert ground != "rgb(255, 255, 255)"  # the dark one was there
+    page.emulate_media(color_scheme="light")
 
 
 def test_a_phone_does_not_scroll_sideways(browser, full):

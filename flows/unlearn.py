@@ -41,14 +41,16 @@ def unlearn(home: str | None = None, trigger: str = "nightly") -> dict:
     workspace = (Settings(home=home) if home else Settings()).workspace
     prepare_environment(workspace)
     with lease(workspace, trigger) as held:
-        failure = None
+        failure, unsent = None, None
         try:
-            return _night(held)
+            summary = _night(held)
+            unsent = data.push_data(held)
+            return summary
         except Exception as error:
             failure = None if isinstance(error, NightError) else type(error).__name__
             raise
         finally:
-            alerts.send_alerts(workspace, failure, return_state=True)  # a night does not fail for its webhook
+            alerts.send_alerts(workspace, failure, unsent, return_state=True)  # a night does not fail for its webhook
 
 
 @contextmanager

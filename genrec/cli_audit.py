@@ -31,12 +31,18 @@ def audit_verify(
     kept: Annotated[str | None, typer.Option("--head", help="hash kept from an earlier run; shows a cut end")] = None,
     as_json: Json = False,
 ) -> None:
-    """Recompute the whole chain: its length and its newest hash. Keep that hash outside the database."""
+    """Recompute the whole chain, its length and its newest hash, and compare the workspace's certificates with it.
+
+    Keep that hash outside the database. `unnamed` are certificates that the chain does not name: an earlier version's.
+    """
     from genrec.requests.audit import head, verify_chain
+    from genrec.requests.certified import compare
 
     with _reading() as engine:
         newest = head(engine)  # read first: rows that are written meanwhile come after it
-        show({"rows": verify_chain(engine, kept), "head": newest}, as_json)
+        told = {"rows": verify_chain(engine, kept), "head": newest}
+        found = compare(engine, open_workspace().certificates)
+    show(told | {"certificates": found.agree, "unnamed": list(found.unnamed)}, as_json)
 
 
 @audit_app.command("list", epilog=example("genrec audit list --about r-0123456789abcdef"))

@@ -103,7 +103,9 @@ def test_through_the_command_line(engine):
         environment = {"GENREC_LEDGER_URL": str(engine.url), "GENREC_HOME": str(Path(engine.url.database).parent)}
         return CliRunner().invoke(app, ["audit", *arguments, "--json"], env=environment)
 
-    assert json.loads(run("verify").stdout) == {"rows": ROWS, "head": head(engine)}
+    assert json.loads(run("verify").stdout) == {
+        "rows": ROWS, "head": head(engine), "certificates": 0, "unnamed": []
+    }  # fmt: skip
     assert [row["seq"] for row in json.loads(run("list").stdout)] == [1, 2, 3, 4]
     assert [row["payload"] for row in json.loads(run("list", "--about", "r-1").stdout)] == ['{"a":null,"é":1}']
     assert "ends before the kept head" in str(run("verify", "--head", "f" * 64).exception)

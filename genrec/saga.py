@@ -18,7 +18,7 @@ from genrec.pipeline import code_version
 from genrec.registry import open_registry
 from genrec.report.page import write_report
 from genrec.report.summary import Comparison, Lineage, Request, Summary
-from genrec.requests import certificates, certified
+from genrec.requests import audit, certificates, certified
 from genrec.requests.ledger import Request as LedgerRequest
 from genrec.requests.store import open_ledger
 
@@ -148,8 +148,9 @@ def report(night: Night, sid_diff: list[dict]) -> dict:
             bundle_after=bundle_hash(registry, details["version"]),
         ),
     )  # fmt: skip
-    path = _write(night, summary)
-    registry.log_file(version.run_id, path)
+    page = _write(night, summary)
+    for path in (page, page.with_name("summary.json")):
+        registry.log_file(version.run_id, path)
     return summary.model_dump(mode="json", by_alias=True)
 
 
@@ -163,6 +164,7 @@ def _summary(night: Night, details: dict, requests: list[LedgerRequest], *, fini
     attempts = details["attempts"]
     started, finished = (datetime.fromisoformat(t) for t in (details["started_at"], finished_at))
     retrain_s = night.champion.lineage.retrain_s
+    seq, newest = audit.newest(open_ledger(night.workspace).engine)
     return Summary.model_validate(
         {
             "batch_id": night.batch.id, "started_at": started, "finished_at": finished,
@@ -170,6 +172,7 @@ def _summary(night: Night, details: dict, requests: list[LedgerRequest], *, fini
             "data_version_before": details["data_version_before"], "data_version": details.get("data_version"),
             "champion_before": night.champion_number,
             "requests": [{k: v for k, v in r.as_dict().items() if k in fields} for r in requests],
+            "audit_head": {"seq": seq, "hash": newest},
             "attempts": night_report.told(night, attempts), "validation": details.get("validation"),
             "cost": {"retrain_s": retrain_s, "methods_s": sum(a["wall_s"] for a in attempts)},
             **night_report.evidence(night, attempts), **values,

@@ -24,7 +24,8 @@ from genrec.evaluation.verdicts import undecided
 from genrec.progress import tracked
 from genrec.registry import answering, open_registry
 from genrec.report.page import write_report
-from genrec.report.summary import Summary
+from genrec.report.summary import AuditHead, Summary
+from genrec.requests import audit
 from genrec.requests.certificates import load_signing_key
 from genrec.requests.database import reaching
 from genrec.requests.lease import NIGHT, Lease
@@ -43,14 +44,16 @@ def unlearn(home: str | None = None, trigger: str = "nightly") -> dict:
     workspace = (Settings(home=home) if home else Settings()).workspace
     prepare_environment(workspace)
     with lease(workspace, trigger) as held:
-        failure = None
+        failure, unsent = None, None
         try:
-            return _night(held)
+            summary = _night(held)
+            unsent = data.push_data(held)
+            return summary
         except Exception as error:
             failure = None if isinstance(error, NightError) else type(error).__name__
             raise
         finally:
-            alerts.send_alerts(workspace, failure, return_state=True)  # a night does not fail for its webhook
+            alerts.send_alerts(workspace, failure, unsent, return_state=True)  # a night does not fail for its webhook
 
 
 @contextmanager
@@ -187,9 +190,11 @@ def _give_up(workspace: Workspace, batch_id: str, details: dict) -> dict:
 
 def _nothing(workspace: Workspace, champion: str, started: datetime, waiting: str) -> dict:
     version = data_version(workspace.data_pin) if workspace.data_pin.exists() else None
+    seq, newest = audit.newest(open_ledger(workspace).engine)
     summary = Summary(
         outcome="nothing to do", reason=waiting, started_at=started, finished_at=datetime.now(UTC),
         champion_before=champion, champion_after=champion, data_version_before=version, data_version=version,
+        audit_head=AuditHead(seq=seq, hash=newest),
     )  # fmt: skip
     write_report(summary, workspace.reports / "latest")
     return summary.model_dump(mode="json", by_alias=True)

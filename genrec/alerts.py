@@ -30,7 +30,7 @@ ALERTED = "alerted"
 
 @dataclass(frozen=True)
 class Alert:
-    """kind: `night failed`, `night held`, `night broken off`, `due`, `overdue`, `audit` or `drift`.
+    """kind: `night failed`, `night held`, `night broken off`, `remote`, `due`, `overdue`, `audit` or `drift`.
 
     cause: what makes two alerts one, at most 64 characters. text: one line with the remedy.
     """
@@ -40,13 +40,19 @@ class Alert:
     text: str
 
 
-def standing(workspace: Workspace, now: datetime, failure: str | None = None) -> Iterator[Alert]:
+def standing(
+    workspace: Workspace, now: datetime, failure: str | None = None, unsent: str | None = None
+) -> Iterator[Alert]:
     """Every alert that holds now, whether told or not; registry and bundle are read last.
 
     failure: name of the error that just ended a run of the flow `unlearn` without closing a batch.
+    unsent: the data version that such a run could not send to the DVC remote.
     """
     ledger, params = open_ledger(workspace), workspace.params()
     yield from _night(ledger.engine, now, failure)
+    if unsent:
+        text = f"The DVC remote did not take data version {unsent}. The next night tries again; or send it: dvc push."
+        yield Alert("remote", f"remote {unsent}"[:64], text)
     for request in ledger.requests(overdue_at=now + timedelta(days=params.requests.alert_days)):
         kind = "overdue" if request.due_at <= now else "due"
         said = f"Request {request.id} is {request.state} and due at {request.due_at:%Y-%m-%d %H:%M} UTC."
@@ -58,7 +64,7 @@ def standing(workspace: Workspace, now: datetime, failure: str | None = None) ->
     yield from _drift(open_registry(workspace), params.gates.drift)
 
 
-def deliver(workspace: Workspace, now: datetime, failure: str | None = None) -> list[Alert]:
+def deliver(workspace: Workspace, now: datetime, failure: str | None = None, unsent: str | None = None) -> list[Alert]:
     """POST each standing alert that was not told yet as JSON {kind, cause, text, at}; returns those sent.
 
     One that could not be sent stands for the next call. Raises httpx.TransportError when nobody answers within
@@ -69,7 +75,7 @@ def deliver(workspace: Workspace, now: datetime, failure: str | None = None) -> 
         return []
     engine, sent = open_ledger(workspace).engine, []
     told = _told(engine)
-    for alert in standing(workspace, now, failure):
+    for alert in standing(workspace, now, failure, unsent):
         if alert.cause in told:
             continue
         answer = httpx.post(url, json=asdict(alert) | {"at": now.isoformat()}, timeout=TIMEOUT_S)

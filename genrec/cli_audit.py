@@ -31,12 +31,21 @@ def audit_verify(
     kept: Annotated[str | None, typer.Option("--head", help="hash kept from an earlier run; shows a cut end")] = None,
     as_json: Json = False,
 ) -> None:
-    """Recompute the whole chain: its length and its newest hash. Keep that hash outside the database."""
-    from genrec.requests.audit import head, verify_chain
+    """Recompute the whole chain, its length and its newest hash, and compare the workspace's certificates with it.
 
+    Keep that hash outside the database; without --head the chain must have the one that the last night kept in its
+    summary. `unnamed` are certificates that the chain does not name: an earlier version's.
+    """
+    from genrec.report.summary import kept_head
+    from genrec.requests.audit import head, verify_chain
+    from genrec.requests.certified import compare
+
+    workspace = open_workspace()
     with _reading() as engine:
         newest = head(engine)  # read first: rows that are written meanwhile come after it
-        show({"rows": verify_chain(engine, kept), "head": newest}, as_json)
+        told = {"rows": verify_chain(engine, kept or kept_head(workspace.reports)), "head": newest}
+        found = compare(engine, workspace.certificates)
+    show(told | {"certificates": found.agree, "unnamed": list(found.unnamed)}, as_json)
 
 
 @audit_app.command("list", epilog=example("genrec audit list --about r-0123456789abcdef"))

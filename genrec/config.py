@@ -298,7 +298,9 @@ class Settings(BaseSettings):
     ledger_url: str | None = Field(None, repr=False, description="SQLAlchemy URL; default: SQLite in HOME/var")
     mlflow_uri: str | None = Field(None, repr=False, description="MLflow tracking URI; default: SQLite in HOME/mlruns")
     mlflow_artefacts: str | None = Field(
-        None, description="URL that new MLflow experiments write to, s3://... too; default: HOME/mlruns/artifacts"
+        None,
+        description="URL that new MLflow experiments write to, s3://... too; default: where the MLflow server decides, "
+        "without one HOME/mlruns/artifacts",
     )
     pseudonym_key: SecretStr | None = Field(
         None, description="secret of the HMAC tombstones; default: HOME/var/pseudonym.key"
@@ -358,8 +360,11 @@ class Workspace:
         return self.settings.mlflow_uri or f"sqlite:///{self.mlruns / 'mlflow.db'}"
 
     @property
-    def mlflow_artefacts(self) -> str:
-        return self.settings.mlflow_artefacts or (self.mlruns / "artifacts").as_uri()
+    def mlflow_artefacts(self) -> str | None:
+        """URL that new experiments write to; None with an MLflow server, which decides."""
+        if self.settings.mlflow_artefacts or self.mlflow_uri.startswith(("http://", "https://")):
+            return self.settings.mlflow_artefacts
+        return (self.mlruns / "artifacts").as_uri()
 
     def params(self) -> Params:
         return load_params(self.params_file)

@@ -25,7 +25,8 @@ from sqlalchemy.orm import Session
 from genrec.config import Workspace
 from genrec.data.version import data_version
 from genrec.errors import ConfigError, DataError, GenrecError
-from genrec.requests import audit, certificates
+from genrec.report.summary import kept_head
+from genrec.requests import audit, certificates, certified
 from genrec.requests.database import existing
 from genrec.requests.schema import BatchRow, LeaseRow, RequestRow
 from genrec.requests.states import CLOSED
@@ -152,7 +153,12 @@ def _ledger(workspace: Workspace, _now: datetime) -> Said:
 
 def _audit(workspace: Workspace, _now: datetime) -> Said:
     engine = existing(workspace.ledger_url)
-    yield "ok", f"{audit.verify_chain(engine) if engine else 0} rows, the chain is whole"
+    if engine is None:
+        yield "ok", "0 rows, the chain is whole"
+        return
+    rows = audit.verify_chain(engine, kept_head(workspace.reports))
+    found = certified.compare(engine, workspace.certificates)
+    yield "ok", f"{rows} rows, the chain is whole; {found.agree} certificates are those it names"
 
 
 def _keys(workspace: Workspace, _now: datetime) -> Said:

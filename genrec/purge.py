@@ -1,9 +1,10 @@
 """The purge: what still holds a subject that was forgotten is listed with a date, and removed once that has come.
 
 Looked through are the MLflow versions (by lineage) and bundles that never became one, the directories in DVC's cache
-and remotes (data by the HMAC of every subject in its rows, bundles by their data version), and training checkpoints and
-copies under var/ (by their time). The date is the fulfilment of the oldest request held plus `purge.grace_days`. The
-champion and the current data are kept whatever they hold; `previous` only while it holds nobody forgotten.
+and remotes (data by the HMAC of every subject in its rows, bundles by their data version), training checkpoints and
+copies under var/ (by their time), and the bench's workspaces (by both, each as a whole). The date is the fulfilment of
+the oldest request held plus `purge.grace_days`. The champion and the current data are kept whatever they hold;
+`previous` only while it holds nobody forgotten.
 
 The audit chain says what was listed and what is gone, and is all a resumed purge needs: every removal may be repeated.
 """
@@ -17,12 +18,14 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Protocol
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from genrec.config import Workspace
 from genrec.data.subjects import present
 from genrec.data.tables import FORMATS, read_tables
 from genrec.data.version import data_version
+from genrec.errors import DataError
 from genrec.lineage import History, history
 from genrec.registry import CHAMPION, open_registry
 from genrec.requests import purges
@@ -35,6 +38,8 @@ TABLES = INTERACTIONS + tuple(f"items.{suffix}" for suffix in FORMATS)
 LINEAGE, PREPARED = "lineage.json", "prepare.json"
 FOLDERS = ("checkpoints", "base", "rollback", "bench/retrained")
 """Under var/: models that a training, a registration, a rollback and the bench leave there."""
+BENCHES = "bench/workspaces"
+"""Under var/: a folder with copies of the tables, and models of them, for each source that the bench was given."""
 
 
 class Objects(Protocol):
@@ -86,7 +91,7 @@ def overview(workspace: Workspace, objects: Objects) -> Overview:
     needed = _needed(workspace, past)
     held = [
         *_versions(past), *_runs(workspace, requests), *_objects(workspace, objects, past, requests, record),
-        *_files(workspace, requests),
+        *_files(workspace, requests), *_benches(workspace, requests),
     ]  # fmt: skip
     for kind, name, holds, facts in held:
         if not holds:
@@ -128,6 +133,9 @@ def _remove(workspace: Workspace, objects: Objects, item: Item) -> None:
             objects.remove(item.name)
         case "file":
             (workspace.var / item.name).unlink(missing_ok=True)
+        case "folder":
+            if (workspace.var / item.name).exists():
+                shutil.rmtree(workspace.var / item.name)
 
 
 Held = tuple[str, str, Iterable[str], Mapping]
@@ -163,8 +171,21 @@ def _files(workspace: Workspace, requests: Mapping[str, Request]) -> Iterator[He
     for folder in FOLDERS:
         for path in sorted((workspace.var / folder).rglob("*")):
             if path.is_file():
-                written = datetime.fromtimestamp(path.stat().st_mtime, UTC)
-                yield "file", path.relative_to(workspace.var).as_posix(), _before(requests, written), {}
+                yield "file", path.relative_to(workspace.var).as_posix(), _before(requests, _written(path)), {}
+
+
+def _benches(workspace: Workspace, requests: Mapping[str, Request]) -> Iterator[Held]:
+    """What the bench copied before a request was fulfilled holds it; so does what still has the rows, whenever it was
+    copied: the tables it came from are nobody's to erase here."""
+    for root in sorted((workspace.var / BENCHES).glob("*")):
+        files = [path for path in root.rglob("*") if path.is_file()]
+        if files:
+            held = {*_before(requests, min(map(_written, files))), *_in_copy(workspace, root, requests)}
+            yield "folder", root.relative_to(workspace.var).as_posix(), held, {"files": len(files)}
+
+
+def _written(path: Path) -> datetime:
+    return datetime.fromtimestamp(path.stat().st_mtime, UTC)
 
 
 def _before(requests: Mapping[str, Request], at: datetime) -> list[str]:
@@ -197,6 +218,18 @@ def _in_rows(
         else:
             tables = read_tables(directory)
             rows, items = tables.interactions, tables.items
+    return _present(workspace, rows, items, requests)
+
+
+def _in_copy(workspace: Workspace, root: Path, requests: Mapping[str, Request]) -> list[str]:
+    try:
+        tables = read_tables(Workspace(root, workspace.settings).data)
+    except DataError:
+        return list(requests)
+    return _present(workspace, tables.interactions, tables.items, requests)
+
+
+def _present(workspace: Workspace, rows: pa.Table, items: pa.Table, requests: Mapping[str, Request]) -> list[str]:
     kinds = {request.kind for request in requests.values()}
     there = present(rows, items, kinds, workspace.pseudonym_key())
     return [name for name, request in requests.items() if request.digest in there]

@@ -72,12 +72,13 @@ class Unregistered:
 
 
 class Registry:
-    """The registered model `name` at the tracking URI; `artefacts` is the URL that new experiments write to.
+    """The registered model `name` at the tracking URI; `artefacts` is the URL that new experiments write to, None where
+    the MLflow server decides.
 
     Bundles of a remote artefact store are kept in `mlruns`/downloads once they are read.
     """
 
-    def __init__(self, uri: str, mlruns: Path, name: str, artefacts: str):
+    def __init__(self, uri: str, mlruns: Path, name: str, artefacts: str | None):
         import logging
 
         import mlflow

@@ -18,7 +18,7 @@ from genrec.pipeline import code_version
 from genrec.registry import open_registry
 from genrec.report.page import write_report
 from genrec.report.summary import Comparison, Lineage, Request, Summary
-from genrec.requests import certificates
+from genrec.requests import audit, certificates, certified
 from genrec.requests.ledger import Request as LedgerRequest
 from genrec.requests.store import open_ledger
 
@@ -74,9 +74,10 @@ def _fulfilled(night: Night) -> list[LedgerRequest]:
 
 
 def certify(night: Night) -> list[str]:
-    """Write a certificate per request with the figures of the gates that decided about it."""
+    """Write a certificate per request with the figures of the gates that decided about it; its hash goes into the audit
+    chain."""
     details, workspace = _details(night), night.workspace
-    registry, signing_key, names = open_registry(workspace), workspace.settings.signing_key, []
+    registry, signing_key, issued = open_registry(workspace), workspace.settings.signing_key, {}
     hashes = [bundle_hash(registry, number) for number in (night.champion_number, details["version"])]
     for request in _fulfilled(night):
         about = (details["groups"][request.id], "final")
@@ -90,9 +91,12 @@ def certify(night: Night) -> list[str]:
             model_version_after=details["version"],
             gates=tuple(_gate_figure(gate) for gate in decisive[-1]["gates"]),
             third_party=third_party(decisive, request.method),
+            exact=decisive[-1]["exact"],
         )
-        names.append(certificates.issue(request, facts, workspace.certificates, signing_key).name)
-    return names
+        path = certificates.issue(request, facts, workspace.certificates, signing_key)
+        issued[request.id] = certificates.recomputed_hash(path)
+    certified.record(open_ledger(workspace).engine, issued, now=datetime.now(UTC))
+    return [f"{request}.json" for request in issued]
 
 
 def third_party(decisive: list[dict], method: str) -> dict[str, str]:
@@ -112,14 +116,18 @@ def _gate_figure(gate: dict) -> certificates.GateFigure:
     limit = gate["limit"]
     return certificates.GateFigure(
         gate["name"], gate["verdict"], gate["value"], gate["low"], gate["high"],
-        tuple(limit) if isinstance(limit, list) else limit, gate["n"], _certified_rule(gate),
+        tuple(limit) if isinstance(limit, list) else limit, gate["n"], _certified_rule(gate), gate["rule"],
+        gate["blocking"],
     )  # fmt: skip
 
 
 def _certified_rule(gate: dict) -> str:
-    """The checkable rule where the verdict follows from the figure alone, else the words."""
-    in_words = gate["name"] in ("utility", "collateral") or gate["check"] == IN_WORDS or CARRIED in gate["rule"]
-    return gate["rule"] if in_words else gate["check"]
+    """The checkable rule where the verdict follows from the figure alone, else the words.
+
+    Of two rules that are each enough (utility, collateral) a gate has the figure, limit and check of the one that
+    passed; where neither did, INCONCLUSIVE follows from any figure, and of two FAILs each.
+    """
+    return gate["rule"] if gate["check"] == IN_WORDS or CARRIED in gate["rule"] else gate["check"]
 
 
 def report(night: Night, sid_diff: list[dict]) -> dict:
@@ -140,8 +148,9 @@ def report(night: Night, sid_diff: list[dict]) -> dict:
             bundle_after=bundle_hash(registry, details["version"]),
         ),
     )  # fmt: skip
-    path = _write(night, summary)
-    registry.log_file(version.run_id, path)
+    page = _write(night, summary)
+    for path in (page, page.with_name("summary.json")):
+        registry.log_file(version.run_id, path)
     return summary.model_dump(mode="json", by_alias=True)
 
 
@@ -155,6 +164,7 @@ def _summary(night: Night, details: dict, requests: list[LedgerRequest], *, fini
     attempts = details["attempts"]
     started, finished = (datetime.fromisoformat(t) for t in (details["started_at"], finished_at))
     retrain_s = night.champion.lineage.retrain_s
+    seq, newest = audit.newest(open_ledger(night.workspace).engine)
     return Summary.model_validate(
         {
             "batch_id": night.batch.id, "started_at": started, "finished_at": finished,
@@ -162,6 +172,7 @@ def _summary(night: Night, details: dict, requests: list[LedgerRequest], *, fini
             "data_version_before": details["data_version_before"], "data_version": details.get("data_version"),
             "champion_before": night.champion_number,
             "requests": [{k: v for k, v in r.as_dict().items() if k in fields} for r in requests],
+            "audit_head": {"seq": seq, "hash": newest},
             "attempts": night_report.told(night, attempts), "validation": details.get("validation"),
             "cost": {"retrain_s": retrain_s, "methods_s": sum(a["wall_s"] for a in attempts)},
             **night_report.evidence(night, attempts), **values,

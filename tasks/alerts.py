@@ -17,9 +17,9 @@ from tasks.options import SAFE
 
 @task(**SAFE)
 @discreet
-def send_alerts(workspace: Workspace, failure: str | None = None) -> list[str]:
+def send_alerts(workspace: Workspace, failure: str | None = None, unsent: str | None = None) -> list[str]:
     """Deliver what was not told yet; the texts of what was sent."""
-    return [alert.text for alert in alerts.deliver(workspace, datetime.now(UTC), failure)]
+    return [alert.text for alert in alerts.deliver(workspace, datetime.now(UTC), failure, unsent)]
 
 
 @task(**SAFE)

@@ -10,7 +10,7 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 
-from prefect import task
+from prefect import get_run_logger, task
 from prefect.runtime import flow_run
 
 from genrec import night as steps
@@ -30,6 +30,8 @@ STAGE_ERROR = re.compile(r"[A-Z]\w+(Error|Failed): ")
 DVC_TRIES = 20  # seven minutes in all: the DVC command of a night that was killed goes on without it
 DVC_BUSY = ("Unable to acquire lock", "is busy, it is being blocked by")
 """What DVC says while another command holds the repository, or a path it reads or writes."""
+PINNED = ("data.dvc", "prepare")
+"""What a data version is made of: the raw tables' pin and the stage that prepares them."""
 
 
 def dvc(workspace: Workspace, *arguments: str, quiet: bool = True) -> None:
@@ -108,6 +110,36 @@ def _validation(path: Path) -> dict:
     told = [{name: value for name, value in check.items() if name != "examples"} for check in results]
     failed = sum(not check["success"] for check in told)
     return {"success": failed == 0, "checks": len(told), "failed": failed, "results": told}
+
+
+def push(workspace: Workspace) -> None:
+    """Send the current data version to DVC's default remote; nothing where there is none. Raises DataError."""
+    from dvc.config import Config
+
+    if not workspace.data_pin.exists() or not Config(str(workspace.root / ".dvc"))["core"].get("remote"):
+        return
+    try:
+        dvc(workspace, "push", *PINNED)
+    except DataError as error:
+        cause = re.sub(r"//[^/@\s]+@", "//", str(error)).rstrip(".")  # the remote's URL may hold a password
+        raise DataError(
+            f"The DVC remote did not take data version {data_version(workspace.data_pin)}: {cause}. See dvc remote "
+            "list, then dvc push; the next night and the next purge try again."
+        ) from error
+
+
+@task(**SAFE)
+def push_data(workspace: Workspace) -> str | None:
+    """`push`, whose failure is a warning: the data version that is not in the remote, or None.
+
+    A night's requests are fulfilled by then. What an outage or a kill left out, the next run sends.
+    """
+    try:
+        push(workspace)
+    except DataError as error:
+        get_run_logger().warning(str(error))
+        return data_version(workspace.data_pin)
+    return None
 
 
 @task(**SAFE)

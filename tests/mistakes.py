@@ -3,17 +3,20 @@
 `MISTAKES` is what `tests/integration/test_wrong_use.py` makes, one after another, with the real command line.
 """
 
+import json
 import socket
 import sqlite3
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from hashlib import sha256
 from pathlib import Path
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from genrec.models.bundle import MANIFEST, SCHEMA
 from genrec.requests.database import connect
 from genrec.requests.lease import Lease
 from tests.conftest import copied
@@ -391,6 +394,24 @@ def _(place):
     return attempt(home, "night", PREFECT_API_URL=place.prefect)
 
 
+@mistake("a bundle that a newer genrec wrote", "has schema 2", "Install the version that wrote it")
+def _(place):
+    home = place.copy()
+    (adapter,) = (home / "mlruns").rglob("adapter_model.safetensors")
+    newer(adapter.parents[1])
+    return attempt(home, "recommend", "--history", "i0001")
+
+
+def newer(bundle: Path) -> None:
+    """Make a bundle one of the next schema, its hashes whole."""
+    manifest = json.loads((bundle / MANIFEST).read_text()) | {"schema": SCHEMA + 1}
+    del manifest["bundle_hash"]
+    parts = [path for path in bundle.rglob("*") if path.is_file() and path.name != MANIFEST]
+    manifest["files"] = {p.relative_to(bundle).as_posix(): sha256(p.read_bytes()).hexdigest() for p in parts}
+    digest = sha256(json.dumps(manifest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    (bundle / MANIFEST).write_text(json.dumps(manifest | {"bundle_hash": digest}))
+
+
 # --- certificates and the bench -------------------------------------------------------------------------------------
 
 
@@ -402,6 +423,12 @@ def _(place):
 @mistake("a certificate that is not JSON", "is no certificate", "Get the file anew")
 def _(place):
     (file := place.folder / "r-1.json").write_bytes(b"%PDF-1.7\n")
+    return attempt(place.folder, "certificate", "verify", file)
+
+
+@mistake("a certificate that a newer genrec wrote", "of version 3", "Install the version that wrote it")
+def _(place):
+    (file := place.folder / "r-1.json").write_text('{"schema_version": 3, "proof": "of tomorrow"}\n')
     return attempt(place.folder, "certificate", "verify", file)
 
 

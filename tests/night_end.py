@@ -13,6 +13,7 @@ from genrec.models.bundle import read_manifest
 from genrec.registry import PREVIOUS, open_registry
 from genrec.requests.audit import verify_chain
 from genrec.requests.certificates import verify
+from genrec.requests.certified import CERTIFIED, Agreement, compare
 from genrec.requests.ledger import Ledger
 from genrec.requests.schema import AuditRow, BatchRow
 from genrec.requests.store import open_ledger
@@ -44,6 +45,8 @@ def broken_rules(home: Path, person: str) -> list[str]:
         "every request is fulfilled": {request.state for request in requests} == {"fulfilled"},
         "none is fulfilled twice": all(events.count(("fulfilled", request.id)) == 1 for request in requests),
         "one valid certificate each": certified == {f"{request.id}.json": True for request in requests},
+        "the chain names each certificate once": all(events.count((CERTIFIED, r.id)) == 1 for r in requests)
+        and compare(ledger.engine, workspace.certificates) == Agreement(len(requests), ()),
         "the champion is the batch's version": champion == batch.model_version == batch.details["version"],
         "it was promoted once": events.count(("promoted", f"version {champion}")) == 1,
         "the champion before is `previous`": registry.version(PREVIOUS).number == batch.details["champion_before"],

@@ -75,11 +75,11 @@ def prefect_server(home: Path) -> Iterator[tuple[str, dict[str, str]]]:
 
 
 @contextmanager
-def mlflow_server(database: Path) -> Iterator[tuple[str, subprocess.Popen]]:
+def mlflow_server(database: Path, *options: str) -> Iterator[tuple[str, subprocess.Popen]]:
     """Its URI and process, over an existing SQLite file of MLflow. It is up when `GET /health` answers."""
     port = free_port()
     command = [BIN / "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command += ["--backend-store-uri", f"sqlite:///{database}"]
+    command += ["--backend-store-uri", f"sqlite:///{database}", *options]
     environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # seven processes that nobody needs
     with background(command, database.with_suffix(".log"), environment) as process:
         yield f"http://127.0.0.1:{port}", process

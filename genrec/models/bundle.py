@@ -202,6 +202,11 @@ def read_manifest(directory: Path) -> dict:
         raise BundleError(
             f"Bundle {directory.name}: {MANIFEST} does not match its own hash. Restore it from the registry."
         )
+    if manifest["schema"] != SCHEMA:
+        raise BundleError(
+            f"Bundle {directory.name} has schema {manifest['schema']!r}; this genrec reads schema {SCHEMA}. Install "
+            "the version that wrote it, or go back to another version: genrec models rollback."
+        )
     return manifest
 
 

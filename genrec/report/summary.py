@@ -198,6 +198,13 @@ class Lineage(Record):
     bundle_after: str | None = None
 
 
+class AuditHead(Record):
+    """The newest row of the audit chain as the summary was written: a chain that was cut off has it no more."""
+
+    seq: int
+    hash: str
+
+
 class Summary(Record):
     """The whole night. `wall_s` and every figure of `cost` ending in `_s` are seconds.
 
@@ -225,6 +232,7 @@ class Summary(Record):
     sid_diff: tuple[SidChange, ...] = ()
     validation: Validation | None = None
     lineage: Lineage = Lineage()
+    audit_head: AuditHead | None = None
     cost: dict[str, NumberOrText] = {}
 
 
@@ -252,6 +260,13 @@ def read_summary(path: Path) -> Summary:
                 f"This version reads schemas 1 to {SCHEMA}: install the one that wrote it, or open the page beside it."
             )
         raise DataError(f"{path}: {key} = {first['input']!r}: {first['msg']}. {remedy}") from error
+
+
+def kept_head(reports: Path) -> str | None:
+    """The hash of the audit chain's head that the last night kept outside of the database; None where none did."""
+    path = reports / "latest" / "summary.json"
+    known = read_summary(path).audit_head if path.exists() else None
+    return known.hash if known else None
 
 
 def write_atomic(path: Path, text: str) -> Path:

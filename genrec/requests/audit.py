@@ -1,8 +1,8 @@
 """The audit chain: an append-only table whose every row carries the SHA-256 of the row before.
 
 A change or a gap breaks the chain. Rows cut off at its end leave a shorter chain that is whole, and somebody who can
-rewrite the table can rewrite all of it: so keep `head` outside the database from time to time, and give it to
-`verify_chain`. Payloads must never hold a raw user id: nothing is ever removed from here.
+rewrite the table can rewrite all of it: so keep `head` outside the database from time to time, as each night's summary
+does, and give it to `verify_chain`. Payloads must never hold a raw user id: nothing is ever removed from here.
 """
 
 import hashlib
@@ -53,10 +53,16 @@ def append_all(connection: Connection, links: Sequence[Link], *, now: datetime) 
     return previous
 
 
-def head(engine: Engine) -> str:
-    """Hash of the newest row: what to keep elsewhere."""
+def newest(engine: Engine) -> tuple[int, str]:
+    """Number and hash of the newest row: what to keep elsewhere."""
     with engine.connect() as connection:
-        return connection.scalar(select(AuditRow.hash).order_by(AuditRow.seq.desc()).limit(1)) or START
+        last = connection.execute(select(AuditRow.seq, AuditRow.hash).order_by(AuditRow.seq.desc()).limit(1)).first()
+    return (last.seq, last.hash) if last else (0, START)
+
+
+def head(engine: Engine) -> str:
+    """The hash of `newest`."""
+    return newest(engine)[1]
 
 
 def rows(engine: Engine, about: str | None = None) -> list[dict]:

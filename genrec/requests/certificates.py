@@ -7,7 +7,8 @@ comparing with a key from elsewhere.
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -21,7 +22,8 @@ from genrec.requests.audit import canonical_json
 from genrec.requests.ledger import Request
 from genrec.secret import read_secret
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""Version 1 did not say which gates block, what the figure of a gate is, and whether the weights were trained again."""
 _EXACT = (
     "The adapter was trained again without the forgotten data and the backbone never holds user data, so the weights "
     "named here were not computed from it."
@@ -47,7 +49,8 @@ _CLAIMS = {"retrain": _EXACT, "untouched": _UNTOUCHED}
 class GateFigure:
     """One gate of the evaluation: a figure, its interval, its limit (a number or a range), its number of examples.
 
-    A `rule` of `high <= limit`, `low >= limit` or `inside limit` is one that `verify` can check.
+    A `rule` of `high <= limit`, `low >= limit` or `inside limit` is one that `verify` can check. figure: what was
+    measured, in words. Gates that are not `blocking` inform only.
     """
 
     name: str
@@ -58,13 +61,16 @@ class GateFigure:
     limit: float | tuple[float, float] | None
     n: int | None
     rule: str
+    figure: str = ""
+    blocking: bool = True
 
 
 @dataclass(frozen=True)
 class CertificateFacts:
     """What a certificate says besides its request: versions and bundle hashes before and after, and the gates.
 
-    third_party: package and version of what is not genrec's own, by `method` or `gate <name>`.
+    third_party: package and version of what is not genrec's own, by `method` or `gate <name>`. exact: the model after
+    was trained again without the data, so that a blocking gate need only not FAIL; else every one of them must PASS.
     """
 
     data_version_before: str
@@ -75,6 +81,7 @@ class CertificateFacts:
     model_version_after: str
     gates: tuple[GateFigure, ...]
     third_party: Mapping[str, str] = field(default_factory=dict)
+    exact: bool = False
 
 
 @dataclass(frozen=True)
@@ -134,19 +141,19 @@ def issue(request: Request, facts: CertificateFacts, directory: Path, signing_ke
 
 
 def verify(path: Path, public_key: Path | None = None) -> Verification:
-    """Check a certificate's hash, signature and simple gates; with a PEM `public_key`, that this key signed it.
+    """Check a certificate's hash, signature, simple gates and that no blocking one stood in the way; with a PEM
+    `public_key`, that this key signed it.
 
-    Raises RequestError for a file that is no certificate, ConfigError for a key that is no Ed25519 key.
+    Raises RequestError for a file that is no certificate or one of a newer version, ConfigError for a key that is no
+    Ed25519 key.
     """
-    try:
-        content = json.loads(path.read_bytes())
-        body = {name: value for name, value in content.items() if name not in ("hash", "signature")}
+    with _reading(path):
+        content, body = _read(path)
         request_id, embedded = body["request"]["id"], body["public_key"]
         digest, signature = content["hash"], content["signature"]
         unchanged = digest == _hash(body)
         checks = [(gate["name"], _follows(gate)) for gate in body["gates"]]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise RequestError(f"{path} is no certificate: {type(error).__name__}: {error}. Get the file anew.") from error
+        undecided = _undecided(body)
     problems = []
     if not unchanged:
         problems.append("The content does not match its hash: it was changed after it was issued.")
@@ -159,7 +166,10 @@ def verify(path: Path, public_key: Path | None = None) -> Verification:
         problems.append("The signature is not by the given key." if trusted else "The signature is broken.")
     if status == "absent" and trusted:
         problems.append("It is not signed, so the given key says nothing about it.")
+    elif status == "absent" and embedded is not None:
+        problems.append("It names a key and has no signature: that was taken out.")
     problems += [f"Gate {name!r}: its figures do not give its verdict." for name, holds in checks if holds is False]
+    problems += [f"Gate {name!r} is {verdict}, which this method does not pass with." for name, verdict in undecided]
     return Verification(
         request_id=request_id,
         signature=status,
@@ -168,6 +178,41 @@ def verify(path: Path, public_key: Path | None = None) -> Verification:
         not_recomputed=tuple(name for name, holds in checks if holds is None),
         problems=tuple(problems),
     )
+
+
+def recomputed_hash(path: Path) -> str:
+    """The hash of what a certificate says, whatever it gives as its own. Raises RequestError as `verify`."""
+    with _reading(path):
+        return _hash(_read(path)[1])
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise RequestError(f"{path} is no certificate: {type(error).__name__}: {error}. Get the file anew.") from error
+
+
+def _read(path: Path) -> tuple[dict, dict]:
+    """All of a certificate, and what its hash is of."""
+    content = json.loads(path.read_bytes())
+    version = content["schema_version"]
+    if version not in range(1, SCHEMA_VERSION + 1):
+        raise RequestError(
+            f"{path} is a certificate of version {version!r}; this genrec knows versions 1 to {SCHEMA_VERSION}. "
+            "Install the version that wrote it."
+        )
+    return content, {name: value for name, value in content.items() if name not in ("hash", "signature")}
+
+
+def _undecided(body: Mapping) -> list[tuple[str, str]]:
+    """Name and verdict of the blocking gates that stand in the way of the method; version 1 does not tell them."""
+    if body["schema_version"] == 1:
+        return []
+    enough = ("PASS", "INCONCLUSIVE") if body["exact"] else ("PASS",)
+    blocking = [gate for gate in body["gates"] if gate["blocking"]]
+    return [(gate["name"], gate["verdict"]) for gate in blocking if gate["verdict"] not in enough]
 
 
 def _follows(gate: Mapping) -> bool | None:

@@ -20,8 +20,8 @@ class Item:
     """Something that still holds what was forgotten.
 
     kind: `version` (name: its number), `run` (an MLflow run whose bundle became no version), `objects` (a directory in
-    DVC's stores, by its hash) or `file` (a path under var/). holds: ids of the fulfilled requests. due: from when it is
-    removed, UTC. facts: what stays known of it afterwards, JSON.
+    DVC's stores, by its hash), `file` or `folder` (a path under var/). holds: ids of the fulfilled requests. due: from
+    when it is removed, UTC. facts: what stays known of it afterwards, JSON.
     """
 
     kind: str

@@ -11,7 +11,7 @@ MOMENTS = (
     "before dvc repro prepare validate",
     "before MLflow commit: registered_model_aliases challenger",
     "before ledger commit: promoted",
-    "before rename of reports/certificates/*.json",
+    "before ledger commit: certified",
     "before ledger scrub",
 )
 SEEDS = range(6, 8)

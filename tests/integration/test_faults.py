@@ -2,7 +2,7 @@
 
 One request meets one fault after another, in the order of this file, each run going on where the last one broke off.
 What else may fail is tested elsewhere: bad data (Great Expectations) in test_interrupted_night.py, a lost GPU worker in
-test_prefect.py, a store that the purge cannot reach in tests/unit/test_purge.py.
+test_prefect.py.
 """
 
 import json
@@ -80,6 +80,13 @@ class Shop:
         assert (process.returncode, out) == (4 if line.startswith("OutageError: ") else 1, ""), err
         assert "Traceback" not in err
         return line
+
+    def remote(self, url: str, **options) -> None:
+        """Make `url` DVC's default remote."""
+        said = "".join(f"    {name} = {value}\n" for name, value in {"url": url, **options}.items())
+        (self.workspace.root / ".dvc" / "config").write_text(
+            f"[core]\n    no_scm = True\n    remote = store\n['remote \"store\"']\n{said}"
+        )
 
     def expire_lease(self) -> None:
         """What a run could not give back runs out by itself after requests.lease_seconds."""
@@ -160,25 +167,28 @@ def test_a_database_that_goes_away_leaves_the_batch_open(shop):
 
 
 def test_the_next_night_recovers_without_the_dvc_remote_and_with_a_clock_that_was_put_back(shop):
-    """It neither pushes nor pulls. What the ledger has of the runs before is moved into the future by an hour."""
+    """It serves its requests and says that it could not push. What the ledger has of the runs before is moved into the
+    future by an hour."""
     workspace, engine = shop.workspace, open_ledger(shop.workspace).engine
-    remote = "[core]\n    no_scm = True\n    remote = store\n['remote \"store\"']\n    url = s3://nowhere/store\n"
-    (workspace.root / ".dvc" / "config").write_text(f"{remote}    endpointurl = http://127.0.0.1:1\n")
+    shop.remote("s3://nowhere/store", endpointurl="http://127.0.0.1:1", connect_timeout=1)
     with Session(engine) as session, session.begin():
         batch, request = session.query(BatchRow).one(), session.get(RequestRow, shop.request)
         request.verified_at = request.suppressed_at = verified = request.verified_at + HOUR
         batch.claimed_at += HOUR
         started = datetime.fromisoformat(batch.details["started_at"]) + HOUR
         batch.details = batch.details | {"started_at": started.isoformat()}
-    summary = json.loads(genrec(workspace.root, "night", "--json", **shop.own).stdout)
+    ended = genrec(workspace.root, "night", "--json", **shop.own)
+    summary = json.loads(ended.stdout)
     assert (summary["outcome"], summary["champion_before"]) == ("promoted", shop.champion)
+    assert f"The DVC remote did not take data version {summary['data_version']}: " in ended.stderr
+    assert data_version(workspace.data_pin) == summary["data_version"]
     assert shop.now() == ("fulfilled", summary["champion_after"])
     assert datetime.fromisoformat(summary["started_at"]) == started
     assert summary["finished_at"] >= summary["started_at"]
     assert summary["wall_s"] >= 0
     times = json.loads((workspace.certificates / f"{shop.request}.json").read_text())["times"]
     assert datetime.fromisoformat(times["unlearned"]) >= started > verified
-    assert verify_chain(engine) > 5
+    assert verify_chain(engine, summary["audit_head"]["hash"]) > summary["audit_head"]["seq"] > 5
     assert not any(workspace.sealed.iterdir())
     registry = open_registry(workspace)
     assert [registry.bundle(version.number).lineage.batch_id for version in registry.versions()[:2]] == [
@@ -186,8 +196,27 @@ def test_the_next_night_recovers_without_the_dvc_remote_and_with_a_clock_that_wa
     ]  # fmt: skip
 
 
+def test_a_purge_without_the_dvc_remote_removes_nothing(shop):
+    """Not even from the cache, and MLflow keeps its versions: what would be left of the data is here alone."""
+    champion, rows = open_registry(shop.workspace).champion().number, verify_chain(open_ledger(shop.workspace).engine)
+    versions = [version.number for version in open_registry(shop.workspace).versions()]
+    set_params(shop.workspace.root, purge={"grace_days": 0})
+    stopped = genrec(shop.workspace.root, "purge", "run", check=False, **shop.own)
+    assert (stopped.returncode, stopped.stdout) == (1, "")
+    (line,) = [line for line in stopped.stderr.splitlines() if re.match(r"\w+: ", line)]
+    assert line.startswith(
+        f"DataError: The DVC remote did not take data version {data_version(shop.workspace.data_pin)}"
+    )
+    assert "See dvc remote list, then dvc push" in line
+    assert shop.now() == ("fulfilled", champion)
+    assert [version.number for version in open_registry(shop.workspace).versions()] == versions
+    assert verify_chain(open_ledger(shop.workspace).engine) == rows
+
+
 def test_what_a_run_left_that_broke_off_while_it_gave_up_is_finished_first(shop):
-    """Its data is put back and its batch closed; then the next run looks at the queue, where the one person waits."""
+    """Its data is put back and its batch closed; then the next run looks at the queue, where the one person waits. The
+    DVC remote is there again: what the night before could not send is sent by this one."""
+    shop.remote(str(store := shop.workspace.root.with_name("store")))
     workspace, ledger, now = shop.workspace, open_ledger(shop.workspace), datetime.now(UTC)
     person = trained_users(workspace)[5]
     asked = json.loads(genrec(workspace.root, "forget", "user", person, "--json", **shop.own).stdout)
@@ -206,6 +235,9 @@ def test_what_a_run_left_that_broke_off_while_it_gave_up_is_finished_first(shop)
     assert summary["outcome"] == "nothing to do"
     assert "left in the queue" in summary["reason"]
     assert ledger.get(asked["id"]).state == "failed"
+    sent = {path.parent.name + path.name for path in store.rglob("*.dir")}
+    assert data_version(workspace.data_pin) == facts["data_version_before"]
+    assert facts["data_version_before"] in sent
     assert trained_users(workspace)[5] == person
     assert person in (workspace.data / "interactions.csv").read_text()
     assert not any(workspace.sealed.iterdir())

@@ -111,6 +111,14 @@ def test_a_night_that_broke_off_is_told_when_nobody_holds_the_lease_or_by_the_ru
     assert alerts.deliver(workspace, NOW + timedelta(hours=1)) == []
 
 
+def test_a_data_version_that_the_remote_did_not_take_is_told_once(workspace):
+    (alert,) = alerts.deliver(workspace, NOW, unsent="d1.dir")
+    assert (alert.kind, alert.cause) == ("remote", "remote d1.dir")
+    assert "dvc push" in alert.text
+    assert alerts.deliver(workspace, NOW + timedelta(days=1), unsent="d1.dir") == []
+    assert kinds(alerts.deliver(workspace, NOW + timedelta(days=1), unsent="d2.dir")) == ["remote"]
+
+
 def test_a_night_that_could_not_begin_is_told_once_a_day(workspace):
     days = [NOW, NOW + timedelta(hours=2), NOW + timedelta(days=1)]
     assert [kinds(alerts.deliver(workspace, day, "RegistryError")) for day in days] == [

@@ -10,8 +10,11 @@ from sqlalchemy import delete, select, update
 from typer.testing import CliRunner
 
 from genrec.cli import app
+from genrec.config import Settings
+from genrec.doctor import look_at
 from genrec.errors import RequestError
-from genrec.requests.audit import append, canonical_json, head, verify_chain
+from genrec.report.summary import Summary, write_summary
+from genrec.requests.audit import append, canonical_json, head, newest, verify_chain
 from genrec.requests.database import migrate, writing
 from genrec.requests.schema import AuditRow
 
@@ -71,6 +74,26 @@ def test_rows_cut_off_at_the_end_are_found_with_a_kept_head(engine):
         verify_chain(engine, kept)
 
 
+def test_rows_cut_off_at_the_end_are_found_by_the_head_that_the_last_night_kept(engine, tmp_path):
+    environment = {"GENREC_LEDGER_URL": str(engine.url), "GENREC_HOME": str(tmp_path)}
+    seq, kept = newest(engine)
+    assert (seq, kept) == (ROWS, head(engine))
+    summary = Summary(outcome="nothing to do", started_at=NOW, finished_at=NOW, audit_head={"seq": seq, "hash": kept})
+    write_summary(summary, tmp_path / "reports" / "latest")
+    assert CliRunner().invoke(app, ["audit", "verify"], env=environment).exit_code == 0
+    with engine.begin() as connection:
+        connection.execute(delete(AuditRow).where(AuditRow.seq == ROWS))
+    asked = CliRunner().invoke(app, ["audit", "verify"], env=environment)
+    assert f"Audit row {ROWS} is broken: the chain ends before the kept head {kept}" in str(asked.exception)
+    workspace = Settings(home=tmp_path, ledger_url=str(engine.url)).workspace
+    (found,) = look_at("audit", workspace, NOW)
+    assert (found.state, "ends before the kept head" in found.says) == ("broken", True)
+    write_summary(
+        summary.model_copy(update={"audit_head": None}), tmp_path / "reports" / "latest"
+    )  # an earlier version's
+    assert CliRunner().invoke(app, ["audit", "verify"], env=environment).exit_code == 0
+
+
 def test_writers_at_the_same_time_make_one_chain(engine):
     def write(number):
         with writing(engine) as session:
@@ -103,7 +126,9 @@ def test_through_the_command_line(engine):
         environment = {"GENREC_LEDGER_URL": str(engine.url), "GENREC_HOME": str(Path(engine.url.database).parent)}
         return CliRunner().invoke(app, ["audit", *arguments, "--json"], env=environment)
 
-    assert json.loads(run("verify").stdout) == {"rows": ROWS, "head": head(engine)}
+    assert json.loads(run("verify").stdout) == {
+        "rows": ROWS, "head": head(engine), "certificates": 0, "unnamed": []
+    }  # fmt: skip
     assert [row["seq"] for row in json.loads(run("list").stdout)] == [1, 2, 3, 4]
     assert [row["payload"] for row in json.loads(run("list", "--about", "r-1").stdout)] == ['{"a":null,"é":1}']
     assert "ends before the kept head" in str(run("verify", "--head", "f" * 64).exception)

@@ -12,6 +12,7 @@ from genrec.errors import BundleError
 from genrec.models.adapter import Overlay, lora_sites, weight_names
 from genrec.models.backbone import Backbone, load_backbone
 from genrec.models.bundle import MANIFEST, Lineage, load_bundle, read_manifest, save_bundle
+from tests.mistakes import newer
 
 
 @pytest.fixture(scope="module")
@@ -139,6 +140,15 @@ def test_a_manifest_that_was_edited_is_refused(copy):
             load_bundle(copy)
     (copy / MANIFEST).unlink()
     with pytest.raises(BundleError, match=f"{MANIFEST} is missing"):
+        load_bundle(copy)
+
+
+def test_a_bundle_of_a_newer_version_is_refused_with_the_remedy(copy):
+    """Whatever its parts say: a lineage with a field of tomorrow is no TypeError."""
+    lineage = json.loads((copy / "lineage.json").read_text())
+    (copy / "lineage.json").write_text(json.dumps(lineage | {"epsilon": 1.0}))
+    newer(copy)
+    with pytest.raises(BundleError, match=r"schema 2; .* schema 1\. Install the version that wrote it"):
         load_bundle(copy)
 
 

@@ -1,6 +1,7 @@
 """Certificates: same facts, same bytes; whoever changes one is found out."""
 
 import dataclasses
+import hashlib
 import json
 from datetime import UTC, datetime
 
@@ -12,7 +13,10 @@ from typer.testing import CliRunner
 
 from genrec.cli import app
 from genrec.errors import ConfigError, RequestError
-from genrec.requests.certificates import CertificateFacts, GateFigure, issue, verify
+from genrec.requests import certified
+from genrec.requests.audit import canonical_json, head, rows, verify_chain
+from genrec.requests.certificates import CertificateFacts, GateFigure, issue, recomputed_hash, verify
+from genrec.requests.database import migrate
 from genrec.requests.ledger import Request
 
 NOW = datetime(2031, 5, 4, 3, 2, 1, tzinfo=UTC)
@@ -33,11 +37,11 @@ REQUEST = Request(
     plan=None,
     batch_id="b-1",
 )
-CONCEPT_GATE = GateFigure("concept", "PASS", 0.0, 0.0, 0.004, 0.005, 900, "high <= limit")
+CONCEPT_GATE = GateFigure("concept", "PASS", 0.0, 0.0, 0.004, 0.005, 900, "high <= limit", "SH@10")
 GATES = (
     CONCEPT_GATE,
-    GateFigure("utility", "PASS", 0.995, 0.985, 1.01, 0.98, 900, "low >= limit"),
-    GateFigure("membership", "INCONCLUSIVE", 0.51, 0.44, 0.58, (0.45, 0.55), 90, "inside limit"),
+    GateFigure("utility", "PASS", 0.995, 0.985, 1.01, 0.98, 900, "low >= limit", "NDCG@10 ratio"),
+    GateFigure("membership", "INCONCLUSIVE", 0.51, 0.44, 0.58, (0.45, 0.55), 90, "inside limit", "AUC", blocking=False),
     GateFigure("integrity", "PASS", None, None, None, None, None, "backbone hash unchanged"),
 )
 FACTS = CertificateFacts("d1", "d2", "h1", "h2", "6", "7", GATES)
@@ -115,7 +119,11 @@ def test_a_change_of_any_value_is_found(tmp_path, keys):
             inner = inner[key]
         inner[last] = 0.123 if isinstance(inner[last], int | float) else "0" * 64
         path.write_text(json.dumps(changed))
-        assert not verify(path).ok, (*parents, last)
+        if last == "schema_version":
+            with pytest.raises(RequestError, match=r"of version 0\.123"):
+                verify(path)
+        else:
+            assert not verify(path).ok, (*parents, last)
 
 
 def test_layout_does_not_matter(tmp_path, keys):
@@ -128,8 +136,8 @@ def test_layout_does_not_matter(tmp_path, keys):
     ("change", "holds"),
     [
         ({"high": 0.006}, False),
-        ({"high": 0.006, "verdict": "INCONCLUSIVE"}, True),
-        ({"low": 0.006, "high": 0.007, "verdict": "FAIL"}, True),
+        ({"high": 0.006, "verdict": "INCONCLUSIVE", "blocking": False}, True),
+        ({"low": 0.006, "high": 0.007, "verdict": "FAIL", "blocking": False}, True),
         ({"verdict": "FAIL"}, False),
         ({"rule": "high <= max(retrained + 0.5 pp, limit)", "high": 0.006}, True),
     ],
@@ -137,6 +145,94 @@ def test_layout_does_not_matter(tmp_path, keys):
 def test_a_verdict_must_follow_from_its_figures(tmp_path, change, holds):
     gate = dataclasses.replace(CONCEPT_GATE, **change)
     assert verify(issue(REQUEST, dataclasses.replace(FACTS, gates=(gate,)), tmp_path, None)).ok is holds
+
+
+@pytest.mark.parametrize(
+    ("verdict", "exact", "blocking", "holds"),
+    [
+        ("PASS", False, True, True),
+        ("INCONCLUSIVE", False, True, False),
+        ("INCONCLUSIVE", False, False, True),
+        ("INCONCLUSIVE", True, True, True),
+        ("FAIL", True, True, False),
+        ("FAIL", True, False, True),
+    ],
+)
+def test_a_blocking_gate_stands_in_the_way_of_what_is_certified(tmp_path, verdict, exact, blocking, holds):
+    """An edit needs every blocking PASS; weights trained again without the data are refused by a FAIL alone."""
+    high, low = {"PASS": (0.004, 0.0), "INCONCLUSIVE": (0.006, 0.0), "FAIL": (0.007, 0.006)}[verdict]
+    gate = dataclasses.replace(CONCEPT_GATE, verdict=verdict, high=high, low=low, blocking=blocking)
+    result = verify(issue(REQUEST, dataclasses.replace(FACTS, gates=(gate,), exact=exact), tmp_path, None))
+    said = f"Gate 'concept' is {verdict}, which this method does not pass with."
+    assert result.problems == (() if holds else (said,))
+
+
+def rewritten(path, version):
+    """The certificate as `version` would have it, hashed anew; unsigned."""
+    body = json.loads(path.read_text())
+    del body["hash"], body["signature"]
+    body["schema_version"] = version
+    if version == 1:
+        del body["exact"]
+        for gate in body["gates"]:
+            del gate["figure"], gate["blocking"]
+    digest = hashlib.sha256(canonical_json(body).encode()).hexdigest()
+    path.write_text(json.dumps(body | {"hash": digest, "signature": None}))
+    return path
+
+
+def test_a_certificate_of_the_first_version_verifies_as_it_did(tmp_path):
+    """It does not say which gates block: an INCONCLUSIVE one is no problem."""
+    gates = (dataclasses.replace(CONCEPT_GATE, verdict="INCONCLUSIVE"), GATES[1])
+    result = verify(rewritten(issue(REQUEST, dataclasses.replace(FACTS, gates=gates), tmp_path, None), 1))
+    assert (result.ok, result.signature, result.gates_checked) == (True, "absent", 2)
+
+
+def test_a_certificate_of_a_newer_version_is_refused_with_the_remedy(tmp_path):
+    path = rewritten(issue(REQUEST, FACTS, tmp_path, None), 3)
+    with pytest.raises(RequestError, match=r"of version 3; .* 1 to 2\. Install the version that wrote it"):
+        verify(path)
+
+
+def test_a_signature_that_was_taken_out_is_missed(tmp_path, keys):
+    path = issue(REQUEST, FACTS, tmp_path, keys[0])
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"signature": None}))
+    assert verify(path).problems == ("It names a key and has no signature: that was taken out.",)
+
+
+@pytest.fixture
+def engine(tmp_path):
+    return migrate(f"sqlite:///{tmp_path / 'var' / 'ledger.db'}")
+
+
+def test_the_audit_chain_names_each_certificate_once(tmp_path, engine):
+    issued = {REQUEST.id: recomputed_hash(issue(REQUEST, FACTS, tmp_path / "out", None))}
+    for _ in range(2):  # as a night that was killed after it
+        certified.record(engine, issued, now=NOW)
+    (row,) = rows(engine, REQUEST.id)
+    assert (row["event"], json.loads(row["payload"])) == ("certified", {"sha256": issued[REQUEST.id]})
+    assert certified.compare(engine, tmp_path / "out") == certified.Agreement(1, ())
+    other = dataclasses.replace(REQUEST, id="r-before")
+    issue(other, FACTS, tmp_path / "out", None)
+    assert certified.compare(engine, tmp_path / "out") == certified.Agreement(1, ("r-before",))
+    assert certified.compare(engine, tmp_path / "nowhere") == certified.Agreement(0, ())
+    assert verify_chain(engine) == 1
+
+
+def test_an_unsigned_certificate_that_was_changed_and_hashed_anew_is_found_by_the_chain(tmp_path, engine):
+    directory = tmp_path / "reports" / "certificates"
+    path = issue(REQUEST, FACTS, directory, None)
+    certified.record(engine, {REQUEST.id: recomputed_hash(path)}, now=NOW)
+    environment = {"GENREC_HOME": str(tmp_path), "GENREC_LEDGER_URL": str(engine.url)}
+    asked = CliRunner().invoke(app, ["audit", "verify", "--json"], env=environment)
+    assert json.loads(asked.stdout) == {"rows": 1, "head": head(engine), "certificates": 1, "unnamed": []}
+    path.unlink()
+    better = dataclasses.replace(CONCEPT_GATE, value=0.0, high=0.0)
+    issue(REQUEST, dataclasses.replace(FACTS, gates=(better, *GATES[1:])), directory, None)
+    assert verify(path).ok
+    asked = CliRunner().invoke(app, ["audit", "verify"], env=environment)
+    assert asked.exit_code == 1
+    assert f"{REQUEST.id}.json is not the certificate that was issued" in str(asked.exception)
 
 
 def test_only_fulfilled_requests_and_finite_figures_are_certified(tmp_path):

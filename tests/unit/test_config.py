@@ -155,6 +155,22 @@ def test_settings_come_from_the_environment(monkeypatch, tmp_path):
     assert workspace.ledger_url == f"sqlite:///{tmp_path.resolve() / 'var' / 'ledger.db'}"
 
 
+@pytest.mark.parametrize(
+    ("uri", "given", "artefacts"),
+    [
+        (None, None, "file://{home}/mlruns/artifacts"),
+        ("postgresql://host/mlflow", None, "file://{home}/mlruns/artifacts"),
+        ("http://127.0.0.1:5000", None, None),
+        ("https://mlflow.example.org", None, None),
+        ("http://127.0.0.1:5000", "s3://genrec/mlflow", "s3://genrec/mlflow"),
+        (None, "s3://genrec/mlflow", "s3://genrec/mlflow"),
+    ],
+)
+def test_an_mlflow_server_decides_where_artefacts_are_kept_unless_it_is_told(tmp_path, uri, given, artefacts):
+    workspace = Settings(home=tmp_path, mlflow_uri=uri, mlflow_artefacts=given).workspace
+    assert workspace.mlflow_artefacts == (artefacts and artefacts.format(home=tmp_path.resolve()))
+
+
 def test_the_pseudonym_key_is_made_once_and_kept_from_others(monkeypatch, tmp_path):
     monkeypatch.delenv("GENREC_PSEUDONYM_KEY", raising=False)
     workspace = Settings(home=tmp_path).workspace

@@ -5,13 +5,16 @@ import sys
 import time
 
 import pytest
+import yaml
 
 from genrec.config import Settings
+from genrec.data.version import data_version
 from genrec.errors import DataError
-from tasks.data import dvc
+from tasks.data import dvc, push
 
 HOLD = "import time; from dvc.repo import Repo\nwith Repo('.').lock: open('held', 'w').close(); time.sleep(4)"
 STAGE = "stages: {read: {cmd: 'touch held && sleep 4', deps: [data]}}"
+PREPARE = "stages: {prepare: {cmd: 'cp -r data prepared && touch prepared/b', deps: [data], outs: [prepared]}}"
 
 
 @pytest.fixture
@@ -39,3 +42,29 @@ def test_what_another_command_holds_is_waited_for(workspace, other):
 def test_a_failure_says_what_dvc_said(workspace):
     with pytest.raises(DataError, match=r"`dvc add nothing` failed \(1\): .*nothing"):
         dvc(workspace, "add", "nothing")
+
+
+def test_a_data_version_is_sent_where_there_is_a_remote_and_after_an_outage_again(workspace, monkeypatch):
+    store, pin = workspace.root / "store", data_version(workspace.data_pin)
+    (workspace.root / "dvc.yaml").write_text(PREPARE)
+    dvc(workspace, "repro", "prepare")
+    prepared = yaml.safe_load((workspace.root / "dvc.lock").read_text())["stages"]["prepare"]["outs"][0]["md5"]
+    with monkeypatch.context() as patch:
+        patch.setattr(subprocess, "Popen", None)
+        push(workspace)  # nobody is asked where there is no remote
+    remote(workspace, "s3://nowhere/store", endpointurl="http://me:secret@127.0.0.1:1", connect_timeout=1)
+    with pytest.raises(DataError, match=f"did not take data version {pin}: .*the next purge try again") as raised:
+        push(workspace)
+    assert "secret" not in str(raised.value)
+    remote(workspace, str(store))
+    for _ in range(2):
+        push(workspace)
+        sent = {path.parent.name + path.name for path in store.rglob("*.dir")}
+        assert sent == {pin, prepared}
+
+
+def remote(workspace, url, **options):
+    said = "".join(f"    {name} = {value}\n" for name, value in {"url": url, **options}.items())
+    (workspace.root / ".dvc" / "config").write_text(
+        f"[core]\n    no_scm = True\n    remote = store\n['remote \"store\"']\n{said}"
+    )

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 import numpy as np
 import pytest
 
+from genrec import saga
 from genrec.config import GateParams
 from genrec.data.subjects import Subject
 from genrec.evaluation import gates
@@ -14,7 +15,9 @@ from genrec.evaluation.gates import Gate, at_least, at_most, by_construction, de
 from genrec.evaluation.ranking import Ranking
 from genrec.evaluation.statistics import NOTHING, Bootstrap, Measure, mean, ratio
 from genrec.models.backbone import Backbone
+from genrec.requests.certificates import issue, verify
 from genrec.sid.table import SidTable
+from tests.unit.test_certificates import FACTS, REQUEST
 
 LIMITS = GateParams()
 PLAN = Bootstrap(300)
@@ -284,6 +287,27 @@ def test_utility_fails_only_on_both_routes(before):
     assert utility(before, ranking(ruined, before.nll)).verdict == "PASS"
     noisy = before.nll + np.random.default_rng(2).normal(0.02, 1, len(before.nll))
     assert utility(before, ranking(ruined, noisy)).verdict == "INCONCLUSIVE"
+
+
+def test_the_figures_of_a_certified_utility_gate_give_its_verdict(before, tmp_path):
+    """Whichever rule passed, and where none did: a reader of the certificate can do it again."""
+    ruined, places = np.full(len(before.rank), -1), np.random.default_rng(1).permutation(before.rank)
+    noisy = before.nll + np.random.default_rng(2).normal(0.02, 1, len(before.nll))
+    after = {
+        "by the ratio": (before.rank, before.nll + 1), "by the likelihood": (places, before.nll + 0.01),
+        "by none": (ruined, before.nll + 1), "open": (ruined, noisy),
+    }  # fmt: skip
+    found = {name: utility(before, ranking(*figures)) for name, figures in after.items()}
+    assert [gate.verdict for gate in found.values()] == ["PASS", "PASS", "FAIL", "INCONCLUSIVE"]
+    certified = tuple(saga._gate_figure(gate.as_dict() | {"name": name}) for name, gate in found.items())
+    assert [gate.rule for gate in certified] == [gate.check for gate in found.values()]
+    assert certified[0].figure == "NDCG@10 ratio to the champion"
+    facts = replace(FACTS, gates=tuple(replace(gate, blocking=False) for gate in certified))
+    result = verify(issue(REQUEST, facts, tmp_path, None))
+    assert (result.problems, result.gates_checked, result.not_recomputed) == ((), 4, ())
+    changed = replace(certified[1], low=0.021, high=0.022)  # not by either rule
+    result = verify(issue(REQUEST, replace(facts, gates=(changed,)), tmp_path / "changed", None))
+    assert result.problems == ("Gate 'by the likelihood': its figures do not give its verdict.",)
 
 
 def test_utility_without_cases_is_open(before):

@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 import mlflow
 import pytest
 import torch
-from mlflow.models import Model
+from mlflow.models import Model, get_model_info
 from safetensors.numpy import save_file
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -76,6 +76,17 @@ def test_the_input_example_is_of_the_catalogue_and_the_model_takes_it(past, bund
     (found,) = model.predict(model.input_example, params=asked).item_ids
     assert len(found) == asked["k"] == 10
     assert set(found) <= set(bundle.table.item_ids[3:])
+
+
+def test_the_model_says_what_it_takes_and_gives(past):
+    """The signature: a column of lists of item ids and the parameter k; two columns of lists, item ids and scores."""
+    said = get_model_info("models:/genrec/1").signature.to_dict()
+    strings, doubles = ({"type": "array", "items": {"type": name, "required": True}} for name in ("string", "double"))
+    assert json.loads(said["inputs"]) == [{"name": "history", "required": True, **strings}]
+    assert json.loads(said["outputs"]) == [
+        {"name": "item_ids", "required": True, **strings}, {"name": "scores", "required": True, **doubles}
+    ]  # fmt: skip
+    assert json.loads(said["params"]) == [{"name": "k", "type": "long", "default": 10, "shape": None}]
 
 
 def numbers(versions):

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from genrec import purge
 from genrec.cli import app
+from genrec.cli_bench import bench_workspace
 from genrec.data.subjects import Subject, present
 from genrec.data.tables import read_tables
 from genrec.errors import DataError
@@ -53,8 +54,12 @@ def past(tmp_path_factory, shop, bundle, params, user_id):
         path = past.workspace.var / name
         path.parent.mkdir()
         path.write_text("x")
-        os.utime(path, (at.timestamp(), at.timestamp()))
+        written(path, at)
     return past
+
+
+def written(path, at):
+    os.utime(path, (at.timestamp(), at.timestamp()))
 
 
 def run(past, now):
@@ -223,6 +228,28 @@ def test_nothing_about_a_forgotten_person_is_left_and_what_stays_can_be_made_aga
     read = read_tables(root / "data")
     gone = {Subject("user", user_id).digest(KEY), Subject("concept", concept=CONCEPT).digest(KEY)}
     assert not gone & present(read.interactions, read.items, ("user", "concept"), KEY)
+
+
+def test_a_workspace_of_the_bench_goes_as_a_whole_where_it_is_older_or_still_has_the_rows(past, shop, tmp_path):
+    """Three sources: copied before the first request, copied since with the person's rows, and since without them."""
+    shutil.copytree(past.workspace.data, tmp_path / "older")
+    made = {"older": bench_workspace(past.workspace, tmp_path / "older").root}
+    for name, data in (("with rows", shop.root / "data"), ("without", past.workspace.data)):
+        made[name] = made["older"].with_name(f"tables-{name}")
+        shutil.copytree(data, made[name] / "data")
+    for name, at in (("older", FIRST - DAY), ("with rows", SECOND + DAY), ("without", SECOND + DAY)):
+        for path in made[name].rglob("*"):
+            written(path, at)
+    written(made["older"] / "params.yaml", SECOND + DAY)  # each bench writes it anew
+    waiting = run(past, FIRST + GRACE - DAY)["waiting"]
+    assert {item["name"]: set(item["holds"]) for item in waiting} == {
+        f"bench/workspaces/tables-{name}": {past.person, past.concept} for name in ("older", "with rows")
+    }  # fmt: skip
+    assert names(run(past, FIRST + GRACE)["removed"]) == names(waiting)
+    assert [root.exists() for root in made.values()] == [False, False, True]
+    (made["without"] / "data" / "items.csv").unlink()  # what cannot be followed counts as knowing
+    assert names(run(past, FIRST + GRACE)["removed"]) == [("folder", "bench/workspaces/tables-without")]
+    assert not made["without"].exists()
 
 
 def test_a_store_that_cannot_be_reached_stops_the_purge_before_anything_is_removed(past):

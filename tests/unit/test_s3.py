@@ -4,6 +4,7 @@ import shutil
 from datetime import UTC, datetime, timedelta
 
 import boto3
+import httpx
 import pytest
 from moto.server import ThreadedMotoServer
 
@@ -11,7 +12,8 @@ from genrec import purge
 from genrec.data.subjects import Subject
 from genrec.models.bundle import read_manifest
 from tasks.objects import dvc_objects
-from tests.unit.past import Past
+from tests.servers import mlflow_server, wait_for
+from tests.unit.past import Past, migrated
 
 NOW = datetime(2031, 5, 4, 3, 2, 1, tzinfo=UTC)
 BUCKET = "genrec"
@@ -32,14 +34,22 @@ def url(monkeypatch):
     server.stop()
 
 
-def test_versions_and_data_on_s3_are_served_from_it_and_purged_there(url, tmp_path, shop, bundle, params, dataset):
+@pytest.fixture
+def keys(url):
+    """The bucket's keys that begin with a prefix."""
     s3 = boto3.client("s3", endpoint_url=url)
     s3.create_bucket(Bucket=BUCKET)
 
-    def keys(prefix):
+    def under(prefix: str) -> set[str]:
         pages = s3.get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix=prefix)
         return {entry["Key"] for page in pages for entry in page.get("Contents", [])}
 
+    return under
+
+
+def test_versions_and_data_on_s3_are_served_from_it_and_purged_there(
+    url, keys, tmp_path, shop, bundle, params, dataset
+):  # fmt: skip
     home = tmp_path / "shop"
     past = Past(home, shop.root, bundle, params, mlflow_artefacts=f"s3://{BUCKET}/mlflow")
     past.remote(f"s3://{BUCKET}/dvc", endpointurl=url)
@@ -76,3 +86,29 @@ def test_versions_and_data_on_s3_are_served_from_it_and_purged_there(url, tmp_pa
     past.dvc("pull", ["data.dvc", "prepare"])
     assert (home / "data" / "interactions.csv").read_bytes() == rows
     assert past.dvc("status", targets=["data.dvc", "prepare"]) == {}
+
+
+def test_an_mlflow_server_keeps_the_artefacts_where_it_decides(keys, tmp_path, shop, bundle, params, monkeypatch):
+    """As deploy/compose.yaml runs it: the client knows the server's address alone, and nothing of the store."""
+    database = shutil.copy(migrated(), tmp_path / "mlflow.db")
+    with mlflow_server(database, "--serve-artifacts", "--artifacts-destination", f"s3://{BUCKET}/mlflow") as (uri, _):
+        wait_for(lambda: httpx.get(f"{uri}/health").is_success, 240)
+        monkeypatch.delenv("MLFLOW_S3_ENDPOINT_URL")
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            monkeypatch.delenv(name)
+        past = Past(tmp_path / "shop", shop.root, bundle, params, mlflow_uri=uri)
+        past.train(NOW)
+        first = keys("mlflow/")
+        assert [key for key in first if key.endswith("adapter_model.safetensors")]
+        assert not [path for path in past.workspace.mlruns.rglob("*") if path.is_file() and path.name != "mlflow.db"]
+        assert past.champion == "1"
+        assert past.registry.bundle("1").backbone.hash == bundle.backbone.hash  # fetched through the server
+        second = past.register("ucan", "b-1")
+        past.registry.log_file(past.registry.version(second).run_id, past.workspace.params_file)
+        run_id = past.registry.version(second).run_id
+        assert [key for key in keys("mlflow/") - first if key.endswith("params.yaml") and run_id in key]
+        past.registry.remove(second)
+        assert keys("mlflow/") == first
+        assert past.registry.version(second) is None
+        past.registry.remove_run(run_id)  # what a removal cut short repeats
+        assert keys("mlflow/") == first

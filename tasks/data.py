@@ -129,6 +129,7 @@ def push(workspace: Workspace) -> None:
 
 
 @task(**SAFE)
+@discreet
 def push_data(workspace: Workspace) -> str | None:
     """`push`, whose failure is a warning: the data version that is not in the remote, or None.
 

@@ -40,15 +40,15 @@ def unlearn(home: str | None = None, trigger: str = "nightly") -> dict:
     """
     workspace = (Settings(home=home) if home else Settings()).workspace
     prepare_environment(workspace)
-    with lease(workspace, trigger) as held:
-        failure = None
-        try:
+    failure = None
+    try:
+        with lease(workspace, trigger) as held:
             return _night(held)
-        except Exception as error:
-            failure = None if isinstance(error, NightError) else type(error).__name__
-            raise
-        finally:
-            alerts.send_alerts(workspace, failure, return_state=True)  # a night does not fail for its webhook
+    except Exception as error:
+        failure = None if isinstance(error, NightError) else type(error).__name__
+        raise
+    finally:
+        alerts.send_alerts(workspace, failure, return_state=True)  # a night does not fail for its webhook
 
 
 @contextmanager

@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 STAMP := $(VENV)/.installed
 export GENREC_HOME := $(CURDIR)
+export GENREC_TEST_ARTEFACTS ?= $(CURDIR)/reports/test-artefacts
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 .PHONY: help install demo test crash lint clean

@@ -12,5 +12,6 @@ def check(home: str | None = None) -> dict:
     """Send the standing alerts of the workspace `home` and wake a night: {sent: texts, overdue: request ids}."""
     workspace = (Settings(home=home) if home else Settings()).workspace
     prepare_environment(workspace)
+    sent = alerts.send_alerts(workspace, return_state=True)  # first: it tells of a ledger that ends the other
     overdue = alerts.wake_for_overdue(workspace)
-    return {"sent": alerts.send_alerts(workspace), "overdue": overdue}
+    return {"sent": sent.result(), "overdue": overdue}

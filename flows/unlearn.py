@@ -43,17 +43,17 @@ def unlearn(home: str | None = None, trigger: str = "nightly") -> dict:
     """
     workspace = (Settings(home=home) if home else Settings()).workspace
     prepare_environment(workspace)
-    with lease(workspace, trigger) as held:
-        failure, unsent = None, None
-        try:
+    failure, unsent = None, None
+    try:
+        with lease(workspace, trigger) as held:
             summary = _night(held)
             unsent = data.push_data(held)
             return summary
-        except Exception as error:
-            failure = None if isinstance(error, NightError) else type(error).__name__
-            raise
-        finally:
-            alerts.send_alerts(workspace, failure, unsent, return_state=True)  # a night does not fail for its webhook
+    except Exception as error:
+        failure = None if isinstance(error, NightError) else type(error).__name__
+        raise
+    finally:
+        alerts.send_alerts(workspace, failure, unsent, return_state=True)  # a night does not fail for its webhook
 
 
 @contextmanager

@@ -9,9 +9,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from unicodedata import normalize
 
-import pytest
 from axe_playwright_python.base import AXE_SCRIPT
 from playwright.sync_api import Browser, Page, sync_playwright
+
+from tests.programs import absent
 
 SERIOUS = ("serious", "critical")
 BY_COLOUR = ("color-contrast", "link-in-text-block")
@@ -21,10 +22,10 @@ PHONE = {"width": 375, "height": 700}
 
 @contextmanager
 def chromium() -> Iterator[Browser]:
-    """The system's Chromium. Skips the test where it is not installed."""
+    """The system's Chromium. Ends the test where it is not installed."""
     path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if not path:
-        pytest.skip("Chromium is not installed. On Debian: apt-get install chromium")
+        absent("Chromium", "chromium")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
         yield browser

@@ -11,9 +11,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import pytest
 from sqlalchemy import create_engine
 
+from tests.programs import absent
+
+INSTALLED = Path("/usr/lib/postgresql")
 USER = "postgres"
 FAST = ("fsync=off", "synchronous_commit=off", "full_page_writes=off", "max_connections=200")
 
@@ -52,10 +54,10 @@ class Server:
 
 @contextmanager
 def server() -> Iterator[Server]:
-    """Start one, as the user `postgres` where the tests run as root. Skips the test where it is not installed."""
-    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/pg_ctl")) or [shutil.which("pg_ctl")]
+    """Start one, as the user `postgres` where the tests run as root. Ends the test where it is not installed."""
+    found = sorted(INSTALLED.glob("*/bin/pg_ctl")) or [shutil.which("pg_ctl")]
     if not found[-1]:
-        pytest.skip("PostgreSQL is not installed. On Debian: apt-get install postgresql")
+        absent("PostgreSQL", "postgresql")
     programs = Path(found[-1]).parent
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

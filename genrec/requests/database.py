@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import Engine, create_engine, event
 from sqlalchemy.engine import URL, Connection, make_url
-from sqlalchemy.exc import ArgumentError, OperationalError
+from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
 from sqlalchemy.orm import Session
 
 from genrec.errors import ConfigError, OutageError, RequestError
@@ -20,6 +20,13 @@ if TYPE_CHECKING:
     from alembic.config import Config
 
 BUSY_SECONDS = 30
+ANSWER = {"connect_timeout": 10, "keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3,
+          "tcp_user_timeout": 60_000}  # fmt: skip
+"""Of a PostgreSQL connection: one whose server is gone ends within a minute or so, not after the system's two hours."""
+HELD = {"tcp_keepalives_idle": "30s", "tcp_keepalives_interval": "10s", "tcp_keepalives_count": "3",
+        "lock_timeout": "120s", "idle_in_transaction_session_timeout": "900s"}  # fmt: skip
+"""Of its session on the server: a client that is gone, or frozen in a transaction, does not keep the writers' lock, and
+nobody waits for that lock without end. There is no limit on a statement: a migration may take its time."""
 _WRITER_LOCK = 0x67656E726563  # any constant that all writers share
 
 
@@ -32,8 +39,10 @@ def connect(url: str) -> Engine:
     parsed = _parsed(url)
     if parsed.drivername == "postgresql":
         parsed = parsed.set(drivername="postgresql+psycopg")
+    postgres = parsed.get_backend_name() == "postgresql"
+    given = {name: value for name, value in ANSWER.items() if postgres and name not in parsed.query}
     try:
-        engine = create_engine(parsed, hide_parameters=True)
+        engine = create_engine(parsed, hide_parameters=True, connect_args=given)
     except ModuleNotFoundError as error:
         raise ConfigError(
             f"The ledger's database needs {error.name}. In your clone: pip install -c constraints.txt -e '.[postgres]'."
@@ -45,6 +54,8 @@ def connect(url: str) -> Engine:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch(mode=0o600)
         event.listen(engine, "connect", _prepare_sqlite)
+    else:
+        event.listen(engine, "connect", _prepare_postgres)
     event.listen(engine, "begin", _begin)
     return engine
 
@@ -95,7 +106,9 @@ def reaching(engine: Engine) -> Iterator[None]:
     """Raises OutageError, without the password, where the database cannot be reached or does not take a write."""
     try:
         yield
-    except OperationalError as error:
+    except DBAPIError as error:
+        if not isinstance(error, OperationalError) and not error.connection_invalidated:
+            raise
         cause = str(error.orig).splitlines()[0]
         raise OutageError(
             f"The database {engine.url!r} does not answer: {cause}. Start it, or give another URL. See genrec doctor."
@@ -163,6 +176,13 @@ def _prepare_sqlite(connection, _record) -> None:
             if "locked" not in str(error) or time.monotonic() > deadline:
                 raise
             time.sleep(0.05)
+
+
+def _prepare_postgres(connection, _record) -> None:
+    with connection.cursor() as cursor:
+        for name, value in HELD.items():
+            cursor.execute(f"SET {name} = '{value}'")
+    connection.commit()  # else a rollback would take them back
 
 
 def _begin(connection: Connection) -> None:

@@ -16,6 +16,7 @@ from genrec.models.bundle import save_bundle
 from genrec.registry import open_registry
 from genrec.requests.audit import verify_chain
 from genrec.requests.breach import expedite
+from genrec.requests.calibrations import Calibration, record
 from genrec.requests.database import writing
 from genrec.requests.lease import Lease
 from genrec.requests.refusal import Known
@@ -99,16 +100,29 @@ def test_a_held_night_says_which_method_was_inconclusive_and_never_quotes_an_err
     assert PERSON not in json.dumps(hook[1])
 
 
-def test_a_night_that_broke_off_is_told_when_nobody_holds_the_lease_or_by_the_run_itself(workspace):
+def test_a_night_that_broke_off_is_told_every_day_until_somebody_works_on_it(workspace):
     ask(workspace)
     ledger = open_ledger(workspace)
     ledger.claim(now=NOW)
     with Lease.acquire(ledger.engine, "unlearn", "nightly host 1", lambda: NOW, 120):
         assert alerts.deliver(workspace, NOW) == []
-        (alert,) = alerts.deliver(workspace, NOW, failure="OperationalError")
+    (alert,) = alerts.deliver(workspace, NOW, failure="OperationalError")
     assert alert.kind == "night broken off"
     assert "OperationalError" in alert.text
-    assert alerts.deliver(workspace, NOW + timedelta(hours=1)) == []
+    days = [timedelta(hours=1), timedelta(days=1), timedelta(days=1, hours=2), timedelta(days=2)]
+    assert [kinds(alerts.deliver(workspace, NOW + after)) for after in days] == [
+        [], ["night broken off"], [], ["night broken off"],
+    ]  # fmt: skip
+
+
+def test_a_night_that_is_refused_names_who_holds_the_lease_and_does_not_call_that_night_broken_off(workspace):
+    ask(workspace)
+    ledger = open_ledger(workspace)
+    ledger.claim(now=NOW)
+    with Lease.acquire(ledger.engine, "unlearn", "nightly host 1", lambda: NOW, 120):
+        (alert,) = alerts.deliver(workspace, NOW, failure="RequestError")
+    assert alert.kind == "night failed"
+    assert "RequestError while 'nightly host 1' holds the lease since 2031-05-04 03:02 UTC" in alert.text
 
 
 def test_a_data_version_that_the_remote_did_not_take_is_told_once(workspace):
@@ -124,6 +138,35 @@ def test_a_night_that_could_not_begin_is_told_once_a_day(workspace):
     assert [kinds(alerts.deliver(workspace, day, "RegistryError")) for day in days] == [
         ["night failed"], [], ["night failed"],
     ]  # fmt: skip
+
+
+def test_without_a_ledger_the_end_of_the_night_is_told_all_the_same_and_each_time(workspace, hook):
+    """The way to the database has a password, which no alert may quote."""
+    away = workspace.settings.model_copy(update={"ledger_url": "postgresql://genrec:hidden@127.0.0.1:1/ledger"})
+    workspace.settings = away
+    for failure in ("OutageError", "OutageError", None):
+        assert len(alerts.deliver(workspace, NOW, failure)) == 1
+    workspace.params_file.write_text("seed: -1\n")
+    alerts.deliver(workspace, NOW, "ConfigError")
+    told = [(body["kind"], body["text"]) for body in hook[1]]
+    ended = "The night ended with {}, and the ledger cannot be opened: {}. See genrec doctor."
+    assert told == [
+        ("night failed", ended.format("OutageError", "OutageError")),
+        ("night failed", ended.format("OutageError", "OutageError")),
+        ("ledger", "The ledger cannot be opened: OutageError. See genrec doctor."),
+        ("night failed", ended.format("ConfigError", "ConfigError")),
+    ]
+
+
+def test_a_calibration_that_went_out_of_date_is_told_once(workspace):
+    days = workspace.params().calibration.max_age_days
+    facts = {"verdict": "PASS", "n": 100, "split_half": None, "wall_s": 1.0, "gold_s": 2.0, "backbone_hash": "b",
+             "params_hash": "p", "champion": "1", "gates": [], "figures": {}}  # fmt: skip
+    record(open_ledger(workspace).engine, [Calibration("c-1", "ucan", NOW, **facts)])
+    assert alerts.deliver(workspace, NOW + timedelta(days=days)) == []
+    (alert,) = alerts.deliver(workspace, NOW + timedelta(days=days, seconds=1))
+    assert (alert.kind, alert.cause) == ("calibration", "calibration 2031-05-04")
+    assert alerts.deliver(workspace, NOW + timedelta(days=days + 7)) == []
 
 
 def test_a_request_near_its_due_date_is_told_once_and_once_more_when_it_is_overdue(workspace):

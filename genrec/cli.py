@@ -24,15 +24,17 @@ from genrec.cli_operate import operate_app
 from genrec.cli_requests import forget_app, requests_app
 from genrec.cli_sid import sid_app
 from genrec.completion import sources
-from genrec.errors import DataError
+from genrec.errors import INTERRUPTED, DataError
 from genrec.progress import listening
 from genrec.terminal import (
     DEBUG,
     Json,
+    UsageError,
     attempt_rows,
     example,
     fail,
     measure_rows,
+    misused,
     note,
     open_workspace,
     request_rows,
@@ -296,9 +298,15 @@ def main() -> None:
     """Entry point: bars while long work runs on a terminal, one line for an error, and its exit code."""
     try:
         with closing(Bars()) as bars, listening(bars):
-            app(prog_name="genrec")
+            code = app(prog_name="genrec", standalone_mode=False)  # else the parser prints its errors, in a box
+    except UsageError as error:
+        code = misused(error)
+    except typer.Abort:  # Ctrl-C where something is asked; anywhere else it is no exception here
+        code = INTERRUPTED
     except Exception as error:
-        sys.exit(fail(error))
+        code = fail(error)
+    if code:
+        sys.exit(code)
 
 
 if __name__ == "__main__":

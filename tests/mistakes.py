@@ -423,21 +423,21 @@ def _(place):
 # --- usage: the parser says what it expects ---------------------------------------------------------------------------
 
 
-@mistake("a command with a slip of the pen", "No such command 'nigth'", "night", code=2)
+@mistake("a command with a slip of the pen", "No such command 'nigth'", "'night'", "See genrec --help", code=2)
 def _(place):
     return attempt(place.trained, "nigth")
 
 
-@mistake("an option that does not exist", "No such option: --jsno", "--json", code=2)
+@mistake("an option that does not exist", "No such option: --jsno", "--json). Example: genrec night --json", code=2)
 def _(place):
     return attempt(place.trained, "night", "--jsno")
 
 
-@mistake("no argument where one is needed", "Missing argument", code=2)
+@mistake("no argument where one is needed", "Missing argument 'user_id'. Example: genrec forget user 4711", code=2)
 def _(place):
     return attempt(place.trained, "forget", "user")
 
 
-@mistake("a number where none is", "'--k'", "valid integer", code=2)
+@mistake("a number where none is", "'--k'", "valid integer", "Example: genrec recommend --history", code=2)
 def _(place):
     return attempt(place.trained, "recommend", "--history", "i0001", "--k", "ten")

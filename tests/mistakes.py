@@ -367,9 +367,20 @@ def _(place):
     return attempt(place.trained, "recommend", "--history", "")
 
 
-@mistake("a history of unknown items", "None of the 1 items", "known item id")
+@mistake("no history at all", "There is no history", "--history ID,ID,ID")
 def _(place):
-    return attempt(place.trained, "recommend", "--history", "no-such-item")
+    return attempt(place.trained, "recommend")
+
+
+@mistake("a history of unknown items", "None of the 1 items of history 2 of 2", "known item id")
+def _(place):
+    return attempt(place.trained, "recommend", "--history", "i0001", "--history", "no-such-item")
+
+
+@mistake("an empty line in a file of histories", "histories.txt, line 2 is empty", "--history ID,ID,ID")
+def _(place):
+    (file := place.folder / "histories.txt").write_text("i0001,i0002\n\ni0003\n")
+    return attempt(place.trained, "recommend", "--file", file)
 
 
 @mistake("more recommendations than items", "64 items", "--k")

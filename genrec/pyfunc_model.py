@@ -1,4 +1,7 @@
-"""The MLflow model of a bundle, loaded from code: MLflow keeps a copy of this file beside the bundle, no pickle."""
+"""The MLflow model of a bundle, loaded from code: MLflow keeps a copy of this file beside the bundle, no pickle.
+
+genrec is not in the model: what reads the ledger and the registry is the genrec that is installed where it runs.
+"""
 
 import pandas as pd
 from mlflow.models import set_model
@@ -8,28 +11,27 @@ from mlflow.pyfunc import PythonModel
 class BundleModel(PythonModel):
     """Input: a column `history` of lists of item ids. Parameter `k`. Output: columns `item_ids` and `scores`.
 
-    Served where GENREC_HOME or GENREC_LEDGER_URL is set, it keeps to the ledger's deny list as well as to the bundle's.
+    Served where GENREC_HOME is set (or GENREC_LEDGER_URL and GENREC_MLFLOW_URI), it keeps to the ledger's deny list as
+    well as to the bundle's; the champion follows the alias, and another version is refused once it knows what was
+    forgotten.
     """
 
     def load_context(self, context):
         from pathlib import Path
 
-        from genrec.config import Settings
-        from genrec.models.bundle import load_bundle
-        from genrec.requests.deny import current_deny
-
-        self.bundle = load_bundle(Path(context.artifacts["bundle"]))
-        self.network = self.bundle.model()
-        settings, seconds = Settings(), self.bundle.params.serving.refresh_seconds
-        configured = settings.model_fields_set & {"home", "ledger_url"}
-        self.deny = current_deny(settings.workspace.ledger_url, seconds) if configured else None
+        try:
+            from genrec.served import served_model
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError(
+                f"{error}. This model runs where genrec is installed: serve it from there with --env-manager local."
+            ) from error
+        self.current, self.denied = served_model(Path(context.artifacts["bundle"]))
 
     def predict(self, context, model_input, params=None):
         from genrec.serving import recommend
 
-        histories = [list(history) for history in model_input["history"]]
-        denied = self.deny.value() if self.deny else ()
-        lists = recommend(self.bundle, self.network, histories, (params or {}).get("k", 10), denied)
+        served, histories = self.current(), [list(history) for history in model_input["history"]]
+        lists = recommend(served.bundle, served.model, histories, (params or {}).get("k", 10), self.denied())
         return pd.DataFrame(
             {
                 "item_ids": [[item["item_id"] for item in row] for row in lists],

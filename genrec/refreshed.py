@@ -17,16 +17,17 @@ log = logging.getLogger(__name__)
 class Refreshed(Generic[T]):
     """What `read` gave, at most `seconds` old; while reading fails the last value stays, and `problem` says so.
 
-    read: the last value (None at first) -> the present one. One thread reads at a time and the others go on with the
+    read: the last value (`first` at first) -> the present one. One thread reads at a time and the others go on with the
     last value, so that a slow reading holds up one request.
     """
 
     def __init__(
-        self, what: str, read: Callable[[T | None], T], seconds: float, clock: Callable[[], float] = time.monotonic
-    ):
+        self, what: str, read: Callable[[T | None], T], seconds: float, clock: Callable[[], float] = time.monotonic,
+        first: T | None = None,
+    ):  # fmt: skip
         self._what, self._read, self._seconds, self._clock = what, read, seconds, clock
         self._lock = threading.Lock()
-        self._value: T | None = None
+        self._value: T | None = first
         self._error: str | None = None
         self._due = self._read_at = float("-inf")
 

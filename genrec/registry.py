@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from importlib import metadata
 from io import StringIO
 from pathlib import Path
 from urllib.parse import urlparse
@@ -28,6 +29,11 @@ EXPERIMENT, BENCH_EXPERIMENT = "genrec", "genrec bench"
 CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
 EXAMPLE = 3
 """Items of the input example."""
+SERVED_BY = (
+    "accelerate", "alembic", "mlflow", "numpy", "pandas", "peft", "pyarrow", "pydantic", "pydantic-settings", "pyyaml",
+    "safetensors", "sqlalchemy", "torch", "transformers",
+)  # fmt: skip
+"""What the served model imports besides genrec, which no index has."""
 SILENT = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE")
 """MLflow's codes for a server that does not answer, or whose database does not."""
 
@@ -145,7 +151,7 @@ class Registry:
                 validate_serving_input=False,
                 python_model=str(Path(__file__).with_name("pyfunc_model.py")),
                 artifacts={"bundle": str(directory)},
-                pip_requirements=["genrec"],
+                pip_requirements=requirements(),
                 signature=signature,
                 input_example=(pd.DataFrame({"history": [_first_items(directory)]}), {"k": 10}),
             )
@@ -309,6 +315,14 @@ class Registry:
 
     def tag(self, number: str, key: str, value: str) -> None:
         self._client.set_model_version_tag(self.name, number, key, value)
+
+
+def requirements() -> list[str]:
+    """SERVED_BY as installed here, for pip: `torch==2.13.0`, without the build (`+cpu`) that only some index has.
+
+    genrec is not among them: whoever takes that name on a public index would be installed and run.
+    """
+    return [f"{name}=={metadata.version(name).partition('+')[0]}" for name in SERVED_BY]
 
 
 class _Unasked:

@@ -11,7 +11,6 @@ address is 127.0.0.1 unless it is put behind something that knows who asks.
 
 import socket
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import uvicorn
 from fastapi import FastAPI, Request, Response
@@ -20,15 +19,12 @@ from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from pydantic import Field
 from starlette.exceptions import HTTPException
-from torch import nn
 
 from genrec.config import Workspace
 from genrec.errors import BundleError, ConfigError, ServingError
-from genrec.models.bundle import Bundle
-from genrec.refreshed import Refreshed
-from genrec.registry import open_registry
 from genrec.requests.deny import current_deny
 from genrec.section import Section
+from genrec.served import champion
 from genrec.serving import recommend
 
 MAX_BYTES, MAX_HISTORIES, MAX_K = 2**20, 256, 100
@@ -65,29 +61,6 @@ class Asked(Section):
     k: int = Field(10, ge=1, le=MAX_K)
 
 
-@dataclass(frozen=True, eq=False)
-class Served:
-    """A version in memory."""
-
-    number: str
-    bundle: Bundle
-    model: nn.Module
-
-
-def champion(workspace: Workspace) -> Refreshed[Served]:
-    """The champion, loaded again when the alias has moved."""
-
-    def read(last: Served | None) -> Served:
-        registry = open_registry(workspace)
-        number = registry.champion().number
-        if last and last.number == number:
-            return last
-        bundle = registry.bundle(number)
-        return Served(number, bundle, bundle.model())
-
-    return Refreshed("champion", read, workspace.params().serving.refresh_seconds)
-
-
 class Metrics:
     """What /metrics tells."""
 
@@ -103,8 +76,8 @@ class Metrics:
 def make_app(workspace: Workspace) -> FastAPI:
     """The application for the workspace's champion. Raises ConfigError for a ledger that is none."""
     app = FastAPI(title="genrec", docs_url=None, redoc_url=None)  # those pages fetch scripts from elsewhere
-    served = champion(workspace)
-    deny = current_deny(workspace.ledger_url, workspace.params().serving.refresh_seconds)
+    seconds = workspace.params().serving.refresh_seconds
+    served, deny = champion(workspace, seconds), current_deny(workspace.ledger_url, seconds)
     metrics = Metrics()
 
     @app.middleware("http")

@@ -22,10 +22,11 @@ def recommend(
     """
     table = bundle.table
     known = [[table.index[item] for item in history if item in table.index] for history in histories]
-    for history, rows in zip(histories, known, strict=True):
+    for number, (history, rows) in enumerate(zip(histories, known, strict=True), 1):
         if not rows:
             raise BundleError(
-                f"None of the {len(history)} items of a history is known. Give at least one known item id."
+                f"None of the {len(history)} items of history {number} of {len(known)} is known. Give at least one "
+                "known item id."
             )
     denied = bundle.deny_mask(deny)
     if bool(denied.all()):

@@ -17,6 +17,8 @@ from genrec.errors import GenrecError, OutageError
 from genrec.evaluation.verdicts import undecided
 
 DEBUG = "GENREC_DEBUG"
+UsageError = typer.BadParameter.__base__
+"""What the parser raises about a command that was typed wrong."""
 COLOURS = {"ok": "green", "warning": "yellow", "broken": "bold red"}
 
 
@@ -54,12 +56,29 @@ def fail(error: Exception) -> int:
     else:
         says = f"{says.strip().splitlines()[0] if says.strip() else 'no message'}. This is a fault of genrec: "
         says += "`genrec --debug` shows where, please report it."
+    _print_error(name, says)
+    return code
+
+
+def misused(error: UsageError) -> int:
+    """Print one line about a command that was typed wrong, with how to type it; the exit code."""
+    says, context = " ".join(error.format_message().split()), error.ctx
+    if not says:  # a group without a command, whose help has been printed
+        return error.exit_code
+    remedy = "See genrec --help"
+    if context is not None:
+        remedy = f"See {context.command_path} --help"
+        if not isinstance(context.command, typer.core.TyperGroup):
+            remedy = context.command.epilog or remedy
+    _print_error(UsageError.__name__, f"{says if says[-1] in '.?' else f'{says}.'} {remedy}")
+    return error.exit_code
+
+
+def _print_error(name: str, says: str) -> None:
     from rich.console import Console
     from rich.text import Text
 
-    line = Text.assemble((name, "bold red"), f": {says}")
-    Console(stderr=True).print(line, soft_wrap=True)
-    return code
+    Console(stderr=True).print(Text.assemble((name, "bold red"), f": {says}"), soft_wrap=True)
 
 
 def coloured(state: str) -> str:

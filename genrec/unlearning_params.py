@@ -29,7 +29,7 @@ class UcanPlusParams(Section):
     forget_rise: float = Field(
         0.06, gt=0, description="how much less likely a forgotten row becomes, nat/token; see genrec calibrate"
     )
-    steps: int = Field(25, ge=1)
+    steps: int = Field(25, ge=1, description="optimiser steps")
     batch_tokens: int = Field(3200, ge=64, description="tokens per step of either side, padding counted")
     learning_rate: float = Field(1e-3, gt=0, description="peak of the warm-up and cosine schedule (AdamW)")
 

@@ -67,5 +67,5 @@ def _lines(section: BaseModel, path: tuple[str, ...], notes: Mapping[str, str]) 
         shown = f"[{', '.join(map(str, value))}]" if isinstance(value, tuple) else "null" if value is None else value
         if isinstance(value, dict):
             shown = json.dumps(value)
-        lines.append(f"{pad}{name}: {shown}" + (f"  # {field.description}" if field.description else ""))
+        lines.append(f"{pad}{name}: {shown}  # {field.description}")
     return lines

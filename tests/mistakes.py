@@ -370,9 +370,20 @@ def _(place):
     return attempt(place.trained, "recommend", "--history", "")
 
 
-@mistake("a history of unknown items", "None of the 1 items", "known item id")
+@mistake("no history at all", "There is no history", "--history ID,ID,ID")
 def _(place):
-    return attempt(place.trained, "recommend", "--history", "no-such-item")
+    return attempt(place.trained, "recommend")
+
+
+@mistake("a history of unknown items", "None of the 1 items of history 2 of 2", "known item id")
+def _(place):
+    return attempt(place.trained, "recommend", "--history", "i0001", "--history", "no-such-item")
+
+
+@mistake("an empty line in a file of histories", "histories.txt, line 2 is empty", "--history ID,ID,ID")
+def _(place):
+    (file := place.folder / "histories.txt").write_text("i0001,i0002\n\ni0003\n")
+    return attempt(place.trained, "recommend", "--file", file)
 
 
 @mistake("more recommendations than items", "64 items", "--k")
@@ -450,21 +461,21 @@ def _(place):
 # --- usage: the parser says what it expects ---------------------------------------------------------------------------
 
 
-@mistake("a command with a slip of the pen", "No such command 'nigth'", "night", code=2)
+@mistake("a command with a slip of the pen", "No such command 'nigth'", "'night'", "See genrec --help", code=2)
 def _(place):
     return attempt(place.trained, "nigth")
 
 
-@mistake("an option that does not exist", "No such option: --jsno", "--json", code=2)
+@mistake("an option that does not exist", "No such option: --jsno", "--json). Example: genrec night --json", code=2)
 def _(place):
     return attempt(place.trained, "night", "--jsno")
 
 
-@mistake("no argument where one is needed", "Missing argument", code=2)
+@mistake("no argument where one is needed", "Missing argument 'user_id'. Example: genrec forget user 4711", code=2)
 def _(place):
     return attempt(place.trained, "forget", "user")
 
 
-@mistake("a number where none is", "'--k'", "valid integer", code=2)
+@mistake("a number where none is", "'--k'", "valid integer", "Example: genrec recommend --history", code=2)
 def _(place):
     return attempt(place.trained, "recommend", "--history", "i0001", "--k", "ten")

@@ -6,8 +6,6 @@ and SIDs, ItemKNN and popularity are one each. Figures are means over users of t
 intervals over users; ratios are paired by user.
 """
 
-import os
-import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -76,8 +74,7 @@ def run(bench: Bench, order: Order, device: torch.device, say: Callable[[str], N
         "ratio": round(rows[0]["ratio"]["ndcg@10"]["value"], 4),
         "compares": f"NDCG@10 of {rows[0]['compares']}",
         "users": len(bench.dataset.user_ids), "items": len(bench.dataset.item_ids), "rows": len(bench.dataset.items),
-        "cases": len(cases.targets), "machine": f"{os.cpu_count()} cores, {platform.machine()}, {device}",
-        "models": rows,
+        "cases": len(cases.targets), "models": rows,
     }  # fmt: skip
 
 

@@ -7,6 +7,7 @@ import torch
 
 from genrec.bench.decode import in_turns
 from genrec.models.bundle import Bundle
+from genrec.served import Served
 from genrec.serving import recommend
 
 BATCHES = (1, 8, 64)
@@ -26,9 +27,9 @@ class Load:
     p95_ms: float
 
 
-def run(bundle: Bundle, history: int, calls: int, seed: int, device: torch.device, k: int = 10) -> dict:
+def run(bundle: Bundle, history: int, calls: int, seed: int, k: int = 10) -> dict:
     """`calls` calls of each batch size in turns, histories of `history` items drawn at random, top `k` asked for."""
-    model, rng = bundle.model().to(device), np.random.default_rng(seed)
+    model, rng = Served.of(bundle).model, np.random.default_rng(seed)
     drawn = rng.choice(np.array(bundle.table.item_ids), size=(max(BATCHES), history)).tolist()
     took = in_turns(
         {str(batch): lambda batch=batch: recommend(bundle, model, drawn[:batch], k) for batch in BATCHES}, calls
@@ -42,6 +43,6 @@ def run(bundle: Bundle, history: int, calls: int, seed: int, device: torch.devic
             Load(batch, calls, round(ratio, 2), COMPARES, round(1000 * batch / p50, 1), round(p50, 2), round(p95, 2))
         )
     return {
-        "device": str(device), "threads": torch.get_num_threads(), "items": len(bundle.table.item_ids),
+        "device": str(model.device), "threads": torch.get_num_threads(), "items": len(bundle.table.item_ids),
         "history": history, "beam": bundle.params.decoding.beam, "k": k, "loads": [asdict(load) for load in loads],
     }  # fmt: skip

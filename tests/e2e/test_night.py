@@ -232,7 +232,7 @@ def test_the_served_champion_recommends_and_never_the_concept(night, monkeypatch
     found = model.predict(histories, params={"k": 5})
     assert [len(row) for row in found.item_ids] == [5, 5, 5]
     assert not concept & {item for row in found.item_ids for item in row}
-    printed = json.loads(genrec(home, "recommend", "--history", ",".join(other[:3]), "--k", "5", "--json").stdout)
+    (printed,) = json.loads(genrec(home, "recommend", "--history", ",".join(other[:3]), "--k", "5", "--json").stdout)
     assert [row["item_id"] for row in printed] == found.item_ids[0]
 
 

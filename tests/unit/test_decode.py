@@ -1,6 +1,7 @@
 """The decoding and serving benches on small models: the facts in their figures, not their seconds."""
 
 import json
+from datetime import UTC, date, datetime, timedelta
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from genrec.cli_bench import bench_app
 from genrec.errors import BundleError
 from genrec.evaluation.ranking import held_out
 from genrec.models.bundle import save_bundle
+from genrec.models.device import best_device
 from genrec.sid.index import build_index
 
 CPU = torch.device("cpu")
@@ -69,7 +71,7 @@ def test_a_narrow_beam_on_an_untrained_model_is_not_exact(monkeypatch):
 
 
 def test_latency_is_given_for_every_batch_size(bundle):
-    loads = serve.run(bundle, history=3, calls=2, seed=0, device=CPU)["loads"]
+    loads = serve.run(bundle, history=3, calls=2, seed=0)["loads"]
     assert [load["batch"] for load in loads] == [1, 8, 64]
     assert loads[0]["ratio"] == 1
     for load in loads:
@@ -83,7 +85,10 @@ def test_commands_write_what_they_measured(tmp_path):
         done = CliRunner().invoke(bench_app, [command, *small, *more])
         assert done.exit_code == 0, done.output
         found = json.loads((tmp_path / "found.json").read_text())
-        assert found["bundle"] == "untrained"
+        assert (found["bundle"], found["seed"]) == ("untrained", 0)
+        assert abs(date.fromisoformat(found["date"]) - datetime.now(UTC).date()) <= timedelta(days=1)
+        assert found["machine"].endswith(f", {best_device()}")
+        assert "code_version" in found
         assert all({"ratio", "compares"} <= claim.keys() for claim in found.get("claims") or found["loads"])
     assert "as exact" not in {claim["name"] for claim in found["claims"]}
 

@@ -70,9 +70,9 @@ def test_mlflow_knows_the_data_version_each_version_read_and_for_what(past):
 
 def test_the_input_example_is_of_the_catalogue_and_the_model_takes_it(past, bundle, monkeypatch):
     monkeypatch.setenv("GENREC_HOME", str(past.workspace.root))  # whose ledger it looks into
-    model = mlflow.pyfunc.load_model("models:/genrec/1")
+    model = mlflow.pyfunc.load_model("models:/genrec/6")
     assert model.input_example["history"].tolist() == [list(bundle.table.item_ids[:3])]  # the catalogue's first
-    asked = Model.load("models:/genrec/1").load_input_example_params("models:/genrec/1")
+    asked = Model.load("models:/genrec/6").load_input_example_params("models:/genrec/6")
     (found,) = model.predict(model.input_example, params=asked).item_ids
     assert len(found) == asked["k"] == 10
     assert set(found) <= set(bundle.table.item_ids[3:])

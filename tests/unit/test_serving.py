@@ -67,7 +67,7 @@ def test_unknown_items_are_passed_over(bundle, model, ids):
 
 
 def test_a_history_of_which_nothing_is_known_is_refused(bundle, model, ids):
-    with pytest.raises(BundleError, match="None of the 2 items of a history is known"):
+    with pytest.raises(BundleError, match="None of the 2 items of history 2 of 2 is known"):
         recommend(bundle, model, [[ids[0]], ["gone", "lost"]], 5)
     with pytest.raises(BundleError, match="None of the 0 items"):
         recommend(bundle, model, [[]], 5)

@@ -1,5 +1,6 @@
 """Summaries of nights that never were: one with everything a report can show, and one with nothing to do."""
 
+from copy import deepcopy
 from datetime import UTC, datetime, timedelta
 
 from genrec.report.summary import Summary
@@ -98,7 +99,7 @@ def full_night(**changes) -> dict:
         "lineage": {"parent": "7", "version": "8", "code_version": "3ab9f10", "backbone_hash": "sha256:77aa"},
         "cost": {"retrain_s": 840.0, "device": "cpu"},
     }
-    return night | changes
+    return deepcopy(night | changes)  # a test may change what it got
 
 
 def summarise(**changes) -> Summary:

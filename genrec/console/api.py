@@ -73,6 +73,20 @@ class Because(Section):
     reason: Reason
 
 
+class Which(Section):
+    """Which requests to list."""
+
+    is_open: bool | None = Field(None, alias="open", description="only open, or only closed ones")
+    limit: int = Field(100, ge=1, le=1000)
+    offset: int = Field(0, ge=0, le=2**31)
+
+
+class Last(Section):
+    """How many of the nights that ended."""
+
+    limit: int = Field(50, ge=1, le=1000)
+
+
 @dataclass(frozen=True)
 class Nights:
     running: Running
@@ -122,13 +136,8 @@ def make_api(desk: Desk, accounts: Accounts, per_address: Rate, per_account: Rat
     Caller = Annotated[Account, Depends(account)]
 
     @api.get("/requests", summary="Requests the account may see, by time of arrival")
-    def list_requests(
-        caller: Caller,
-        is_open: Annotated[bool | None, Query(alias="open", description="only open, or only closed ones")] = None,
-        limit: Annotated[int, Query(ge=1, le=1000)] = 100,
-        offset: Annotated[int, Query(ge=0, le=2**31)] = 0,
-    ) -> list[states.Request]:
-        return desk.requests(caller, is_open=is_open, limit=limit, offset=offset)
+    def list_requests(caller: Caller, which: Annotated[Which, Query()]) -> list[states.Request]:
+        return desk.requests(caller, is_open=which.is_open, limit=which.limit, offset=which.offset)
 
     @api.post("/requests", status_code=201, summary="Submit a request; the open one about the same subject comes back")
     def submit(
@@ -163,9 +172,9 @@ def make_api(desk: Desk, accounts: Accounts, per_address: Rate, per_account: Rat
         return desk.cancel(caller, request_id, because.reason, now())
 
     @api.get("/nights", summary="The night that runs, and the last ones that ended")
-    def nights(caller: Caller, limit: Annotated[int, Query(ge=1, le=1000)] = 50) -> Nights:
+    def nights(caller: Caller, last: Annotated[Last, Query()]) -> Nights:
         require(caller.role, Action.SEE_ALL)
-        return Nights(desk.nights.running(now()), desk.nights.past(limit))
+        return Nights(desk.nights.running(now()), desk.nights.past(last.limit))
 
     @api.post("/nights", status_code=202, summary="Start a night")
     def start(caller: Caller) -> Running:

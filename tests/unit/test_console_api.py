@@ -69,7 +69,7 @@ def test_the_schema_holds_for_good_and_bad_data(site, callers, described, operat
 
     @given(cases)
     @settings(
-        max_examples=10, deadline=None, derandomize=True, database=None, phases=[Phase.generate],
+        max_examples=25, deadline=None, derandomize=True, database=None, phases=[Phase.generate],
         suppress_health_check=list(HealthCheck),
     )  # fmt: skip
     def call(case):
@@ -138,6 +138,11 @@ def test_an_idempotency_key_is_its_accounts_own(site, callers):
     assert ask("rob", users[1]).status_code == 201
     raw = list(site.ledger.engine.connect().exec_driver_sql("SELECT idempotency FROM requests").scalars())
     assert "letter 7" not in str(raw)
+
+
+def test_a_mistyped_parameter_is_refused_and_not_left_out(callers):
+    for path in ("requests?opne=true", "requests?is_open=true", "nights?limt=1"):
+        assert callers["oscar"].get(f"/api/v1/{path}").status_code == 422, path
 
 
 def test_an_answer_never_holds_a_persons_id(site, callers):

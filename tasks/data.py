@@ -22,6 +22,7 @@ from genrec.data.version import data_version
 from genrec.discreet import discreet
 from genrec.errors import DataError
 from genrec.requests.store import open_ledger
+from genrec.terminal import note
 from tasks.gpu import on_gpu
 from tasks.options import LONG, SAFE
 
@@ -60,7 +61,9 @@ def dvc(workspace: Workspace, *arguments: str, quiet: bool = True) -> None:
         if not any(busy in said for busy in DVC_BUSY):
             break
         time.sleep(2.0 * (attempt + 1))
-    own = [line for line in said.splitlines() if STAGE_ERROR.match(line)] or said.splitlines()[-1:]
+    lines = said.splitlines()
+    told = (line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: "))
+    own = [line for line in lines if STAGE_ERROR.match(line)] or list(told) or lines[-1:]
     raise DataError(
         f"`dvc {' '.join(arguments)}` failed ({process.returncode}): {own[-1] if own else 'see its output above'}"
     )
@@ -139,6 +142,7 @@ def push_data(workspace: Workspace) -> str | None:
         push(workspace)
     except DataError as error:
         get_run_logger().warning(str(error))
+        note(str(error))  # on the command line Prefect's log is not shown
         return data_version(workspace.data_pin)
     return None
 

@@ -81,7 +81,7 @@ def test_the_input_example_is_of_the_catalogue_and_the_model_takes_it(past, bund
 def test_the_model_says_what_it_takes_and_gives(past):
     """The signature: a column of lists of item ids and the parameter k; two columns of lists, item ids and scores."""
     said = get_model_info("models:/genrec/1").signature.to_dict()
-    strings, doubles = ({"type": "array", "items": {"type": name, "required": True}} for name in ("string", "double"))
+    strings, doubles = ({"type": "array", "items": {"type": name}} for name in ("string", "double"))
     assert json.loads(said["inputs"]) == [{"name": "history", "required": True, **strings}]
     assert json.loads(said["outputs"]) == [
         {"name": "item_ids", "required": True, **strings}, {"name": "scores", "required": True, **doubles}

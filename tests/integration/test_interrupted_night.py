@@ -10,9 +10,10 @@ from tests.conftest import TINY, copied, genrec, set_params
 
 
 @pytest.fixture
-def home(trained):
-    """The shared workspace: each test compares it with what it was when the test began."""
-    return trained
+def home(trained, tmp_path):
+    """A copy: a night that fails leaves requests, reports and versions behind all the same."""
+    copied(trained, home := tmp_path / "shop")
+    return home
 
 
 def requests_of(home):
@@ -38,12 +39,11 @@ def snapshot(home):
     )
 
 
-def test_bad_data_stops_the_night_before_any_model_and_the_next_one_recovers(trained, tmp_path):
+def test_bad_data_stops_the_night_before_any_model_and_the_next_one_recovers(home):
     """A rating range the data breaks: expectation and rows are named, the champion and the data stay.
 
     Once it is put right the same request is served.
     """
-    copied(trained, home := tmp_path / "shop")
     before = snapshot(home)
     person = someone(home, 3)
     genrec(home, "forget", "user", person)

@@ -209,7 +209,7 @@ def test_every_method_is_beside_the_original_and_the_retrained_model(records):
     assert retrained["figures"]["user NLL gap over retrained"]["value"] == 0
     assert retrained["figures"]["KL from retrained"]["value"] == pytest.approx(0, abs=1e-9)
     assert retrained["exact"]
-    assert retrained["peak_mib"] > retrained["peak_above_start_mib"] > 0
+    assert retrained["peak_mib"] > retrained["peak_above_start_mib"] >= 0  # 0: it fits into what was freed before
     assert finetuned["share_of_retraining"] == pytest.approx(finetuned["seconds"] / retrained["seconds"])
     assert {"integrity", "user-nll", "membership", "over-forgetting", "utility", "relearn", "drift", "cost"} <= {
         gate["name"] for gate in finetuned["gates"]

@@ -50,7 +50,7 @@ def shop(trained, tmp_path_factory):
     person = prepared[prepared.split == "train"].user_id.value_counts().index[-1]
     theirs = set(rows[rows.user_id == person].item_id)
     items["concepts"] = items.concepts.fillna("").where(~items.item_id.isin(theirs), items.concepts + "|" + TAG)
-    rare = rows.iloc[[0]].assign(user_id=RARE)
+    rare = rows[~rows.item_id.isin(theirs)].iloc[[0]].assign(user_id=RARE)  # what the tag does not take along
     pd.concat([rows, rare]).to_csv(source / "interactions.csv", index=False)
     items.to_csv(source / "items.csv", index=False)
     genrec(home, "data", "fetch", "tables", "--from", str(source))

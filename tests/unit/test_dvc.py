@@ -55,7 +55,7 @@ def test_a_data_version_is_sent_where_there_is_a_remote_and_after_an_outage_agai
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "test")
     remote(workspace, "s3://nowhere/store", endpointurl="http://me:secret@127.0.0.1:1", connect_timeout=1)
-    with pytest.raises(DataError, match=f"data version {pin}: .*not connect.*the next purge try again") as raised:
+    with pytest.raises(DataError, match=f"data version {pin}: .*dvc push.*the next purge try again") as raised:
         push(workspace)
     assert "secret" not in str(raised.value)
     remote(workspace, str(store))

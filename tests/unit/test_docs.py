@@ -20,8 +20,8 @@ BLOCKS = [pytest.param(page, block, id=f"{page.relative_to(ROOT)}:{i}") for page
           for i, block in enumerate(blocks(page))]  # fmt: skip
 SHELL = ("bash", "sh", "")
 PROGRAMS = {
-    ".", "cd", "chmod", "cp", "createdb", "docker", "dvc", "echo", "export", "genrec", "make", "openssl", "pip",
-    "prefect", "python",
+    ".", "cd", "chmod", "cp", "createdb", "curl", "docker", "dvc", "echo", "export", "genrec", "make", "mlflow",
+    "openssl", "pip", "prefect", "python",
 }  # fmt: skip
 
 

@@ -1,6 +1,10 @@
 """`genrec recommend`: a batch of histories from options and files, in order, and which of them is wrong."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
 from datetime import UTC, datetime
 
 import pytest
@@ -9,7 +13,7 @@ from typer.testing import CliRunner
 from genrec.cli import app
 from genrec.data.sequences import load_dataset
 from genrec.data.subjects import Subject
-from genrec.errors import BundleError, DataError
+from genrec.errors import INTERRUPTED, BundleError, DataError
 from genrec.histories import from_file
 from genrec.requests.intake import known_of
 from genrec.serving import recommend
@@ -74,3 +78,15 @@ def test_when_every_item_is_denied_it_says_so(past, bundle, ask):
     done = ask("--history", ids[0])
     assert isinstance(done.exception, BundleError)
     assert str(done.exception) == "Every item of the catalogue is denied. Shorten the deny list."
+
+
+def test_ctrl_c_ends_a_command_with_its_exit_code_and_no_trace(tmp_path):
+    """The command waits for the rest of its file when the signal comes."""
+    os.mkfifo(pipe := tmp_path / "histories.txt")
+    started = subprocess.Popen(
+        [sys.executable, "-m", "genrec.cli", "recommend", "--file", str(pipe)], text=True, stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where the tests run in background
+    )  # fmt: skip
+    with pipe.open("w"):  # the command has opened it
+        started.send_signal(signal.SIGINT)
+        assert (started.communicate(timeout=60)[1], started.returncode) == ("", INTERRUPTED)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -29,11 +30,14 @@ from genrec.requests.intake import known_of, submit_and_verify
 from genrec.requests.ledger import Ledger
 from genrec.server import MAX_BYTES, MAX_HISTORIES, MAX_K, make_app
 from genrec.serving import recommend
+from tests.snippets import ROOT, blocks, commands
 from tests.unit.past import Past
 
 NOW = datetime(2031, 5, 4, 3, 2, 1, tzinfo=UTC)
 REFRESH_S = 0.5
 BIN = Path(sys.executable).parent
+SERVE = ROOT / "docs" / "how-to" / "serve.md"
+PAGE = {block.title: block.text for block in blocks(SERVE) if block.title}
 
 
 @contextmanager
@@ -47,6 +51,13 @@ def process(command, environment, log):
     finally:
         os.killpg(started.pid, signal.SIGKILL)
         started.wait(10)
+
+
+def exported(text, folder):
+    """What the shell lines of `text` add to the environment of whoever runs them in `folder`."""
+    done = subprocess.run(["bash", "-euc", f"{text}\nenv -0"], cwd=folder, capture_output=True, text=True, check=True)
+    after = dict(line.split("=", 1) for line in done.stdout.split("\0") if line)
+    return {name: value for name, value in after.items() if name.startswith(("GENREC_", "MLFLOW_TRACKING"))}
 
 
 def free_port():
@@ -73,20 +84,20 @@ def past(tmp_path_factory, shop, bundle, params, small):
 
 @pytest.fixture(scope="module")
 def served(past, tmp_path_factory):
-    """Both servers on version 1."""
+    """Both servers on version 1, started as docs/how-to/serve.md does, but on free ports."""
     past.train(NOW)
     home, logs = past.workspace.root, tmp_path_factory.mktemp("logs")
     here, there = free_port(), free_port()
-    ours = [sys.executable, "-m", "genrec.cli", "serve", "--port", str(here), "--json"]
-    theirs = [BIN / "mlflow", "models", "serve", "-m", "models:/genrec/1", "--env-manager", "local",
-              "-h", "127.0.0.1", "-p", str(there)]  # fmt: skip
-    environment = {"GENREC_HOME": str(home), "MLFLOW_TRACKING_URI": past.workspace.mlflow_uri}
-    environment["PATH"] = os.pathsep.join([str(BIN), os.environ["PATH"]])
+    (ours,), (theirs,) = (commands(PAGE[name]) for name in ("serve", "mlflow"))
+    ours = [sys.executable, "-m", "genrec.cli", *(str(here) if word == "8090" else word for word in ours[1:]), "--json"]
+    theirs = [BIN / "mlflow", *(str(there) if word == "5001" else word for word in theirs[1:])]
+    environment = {"PATH": os.pathsep.join([str(BIN), os.environ["PATH"]])} | exported(PAGE["environment"], home)
+    assert environment["MLFLOW_TRACKING_URI"] == past.workspace.mlflow_uri
     with process(ours, environment, logs / "genrec.log"), process(theirs, environment, logs / "mlflow.log"):
         url, other = f"http://127.0.0.1:{here}", f"http://127.0.0.1:{there}"
-        wait_for(lambda: httpx.get(f"{url}/health").is_success, 90)
-        wait_for(lambda: httpx.get(f"{other}/ping").is_success, 90)
-        yield SimpleNamespace(url=url, other=other, log=logs / "genrec.log")
+        wait_for(lambda: httpx.get(f"{url}/health").is_success, 240)
+        wait_for(lambda: httpx.get(f"{other}/ping").is_success, 240)
+        yield SimpleNamespace(url=url, other=other, here=here, there=there, log=logs / "genrec.log")
 
 
 def ask(served, histories, k=5):
@@ -129,6 +140,27 @@ def test_both_servers_answer_as_the_function_does(served, past, histories):
     assert [score for row in theirs for score in row["scores"]] == pytest.approx(scores, abs=1e-4)
     assert health(served) == {"status": "ok", "champion": "1", "denied_items": 0, "problems": {}}
     assert json.loads(served.log.read_text()) == {"url": served.url}  # and not a word about the requests
+
+
+def said(served, name):
+    """What a block of the page prints, asked of the servers of the test."""
+    text = PAGE[name].replace(":8090/", f":{served.here}/").replace(":5001/", f":{served.there}/")
+    return subprocess.run(["bash", "-euc", text], capture_output=True, text=True, check=True, timeout=60).stdout
+
+
+def test_the_page_asks_both_servers_and_shows_a_real_answer(served):
+    found = json.loads(said(served, "ask"))
+    assert [len(row) for row in found] == [2, 2]
+    theirs = json.loads(said(served, "ask mlflow"))["predictions"]
+    assert [row["item_ids"] for row in theirs] == shown(found)
+    printed = next(json.loads(block.text) for block in blocks(SERVE) if block.text.startswith("[["))
+    assert [[set(item) for item in row] for row in printed] == [[set(item) for item in row] for row in found]
+    health, _, metrics = said(served, "health").partition("}}")
+    assert json.loads(health + "}}")["champion"] == "1"
+    told = re.findall(r"`(genrec_\w+)`", SERVE.read_text())
+    named = [name for name in told if name not in ("genrec_auditor", "genrec_serving")]
+    assert len(named) == 5
+    assert [name for name in named if name not in metrics] == []
 
 
 BAD = {
@@ -176,16 +208,20 @@ def test_a_verified_request_takes_the_item_out_of_both_within_seconds_without_a_
     assert (health(served)["denied_items"], metric(served, "genrec_denied_items")) == (1, 1)
 
 
-def test_a_moved_alias_brings_the_new_version_and_a_corrupt_one_leaves_the_old(served, past, histories, damaged):
+def both(served, histories):
+    return shown(ask(served, histories)), [row["item_ids"] for row in ask_mlflow(served, histories)]
+
+
+def test_a_moved_alias_changes_both_and_a_corrupt_version_leaves_the_old(served, past, histories, damaged):
     good = past.bundle
     deny = past.ledger.deny_list()
     past.bundle = replace(damaged(3.0), params=good.params)
     second = past.register("ucan", "b-1", parent="1")
     promote(past.workspace, second, "1", now=NOW)
     wait_for(lambda: health(served)["champion"] == second, REFRESH_S + 10)
-    found = shown(ask(served, histories))
-    assert found == shown(recommend(past.bundle, past.bundle.model(), histories, 5, deny))
+    found = shown(recommend(past.bundle, past.bundle.model(), histories, 5, deny))
     assert found != shown(recommend(good, good.model(), histories, 5, deny))
+    wait_for(lambda: both(served, histories) == (found, found), REFRESH_S + 10)
 
     past.bundle = good
     third = past.register("retrain", "b-2", parent=second)
@@ -197,9 +233,11 @@ def test_a_moved_alias_brings_the_new_version_and_a_corrupt_one_leaves_the_old(s
     assert sick["champion"] == second
     assert "titles.json is changed" in sick["problems"]["champion"]
     assert metric(served, 'genrec_stale{part="champion"}') == 1
-    assert shown(ask(served, histories)) == found
+    assert both(served, histories) == (found, found)
     part.write_bytes(whole)
     wait_for(lambda: health(served)["champion"] == third, REFRESH_S + 10)
+    back = shown(recommend(good, good.model(), histories, 5, deny))
+    wait_for(lambda: both(served, histories) == (back, back), REFRESH_S + 10)
     assert (health(served)["status"], metric(served, "genrec_champion_version")) == ("ok", int(third))
 
 

@@ -24,7 +24,8 @@ from sqlalchemy.orm import Session
 
 from genrec.config import Workspace
 from genrec.data.version import data_version
-from genrec.errors import ConfigError, DataError, GenrecError
+from genrec.doctor_server import Server
+from genrec.errors import ConfigError, DataError, GenrecError, OutageError
 from genrec.report.summary import kept_head
 from genrec.requests import audit, certificates, certified
 from genrec.requests.database import existing
@@ -133,8 +134,23 @@ def _champion(workspace: Workspace, _now: datetime) -> Said:
 
     registry = open_registry(workspace)
     champion = registry.champion()
+    try:
+        stored = registry.stored(champion.number)  # the bundle may be one that was kept here
+    except OutageError as error:
+        yield "broken", str(error), "Start the store, or correct its address and its keys"
+        return
     registry.bundle(champion.number)
-    yield "ok", f"version {champion.number} loads, its hashes agree"
+    folder = registry.bundle_path(champion.number)
+    files = {str(path.relative_to(folder)): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
+    lacking = sorted(name for name, size in files.items() if stored.get(name) != size)
+    if lacking:
+        yield (
+            "broken",
+            f"the artefact store lacks {', '.join(lacking[:3])} of version {champion.number}, or has another",
+            f"Put it back from {folder}, or go back to another version: genrec models rollback",
+        )
+    else:
+        yield "ok", f"version {champion.number} loads, its hashes agree, the artefact store has its {len(files)} files"
 
 
 def _ledger(workspace: Workspace, _now: datetime) -> Said:
@@ -254,7 +270,7 @@ def _query(workspace: Workspace, query) -> list:
         return session.execute(query).all()
 
 
-def _prefect(workspace: Workspace, _now: datetime) -> Said:
+def _prefect(workspace: Workspace, now: datetime) -> Said:
     url, deployment = os.environ.get("PREFECT_API_URL"), workspace.settings.gpu_deployment
     if url is None:
         if deployment:
@@ -266,7 +282,16 @@ def _prefect(workspace: Workspace, _now: datetime) -> Said:
     elif deployment and _unreachable(f"{url}/deployments/name/{deployment}"):
         yield "broken", f"the server has no deployment {deployment}", "Make it: genrec deploy"
     else:
-        yield "ok", "the server answers"
+        held = bool(_query(workspace, select(LeaseRow.name).where(LeaseRow.expires_at > now)))
+        webhook = workspace.settings.alert_webhook is not None
+        yield from Server(url, gpu=deployment is not None, webhook=webhook, leased=held).look(now)
+
+
+def _alerts(workspace: Workspace, _now: datetime) -> Said:
+    if workspace.settings.alert_webhook is None:
+        yield "warning", "alerts go nowhere: nobody hears of a failed night", "Set GENREC_ALERT_WEBHOOK to a URL"
+    else:
+        yield "ok", "alerts are sent to GENREC_ALERT_WEBHOOK"
 
 
 def _unreachable(url: str) -> str:
@@ -281,7 +306,7 @@ def _unreachable(url: str) -> str:
 CHECKS: dict[str, Callable[[Workspace, datetime], Said]] = {
     "workspace": _files, "params": _params, "plugins": _plugins, "data": _data, "remote": _remote,
     "champion": _champion, "ledger": _ledger, "audit": _audit, "keys": _keys, "disk": _disk, "requests": _requests,
-    "lease": _lease, "last night": _last_night, "prefect": _prefect,
+    "lease": _lease, "last night": _last_night, "alerts": _alerts, "prefect": _prefect,
 }  # fmt: skip
 REMEDIES = {
     "params": "Correct params.yaml", "plugins": "Correct params.yaml, or the package",
@@ -289,5 +314,5 @@ REMEDIES = {
     "champion": "Go back to another version: genrec models rollback", "keys": "Correct the file, or GENREC_SIGNING_KEY",
     "ledger": "Correct GENREC_LEDGER_URL, or start the database", "audit": "Compare with a backup of the ledger",
     "requests": "See the lines `params` and `ledger`", "lease": "See the line `ledger`",
-    "last night": "See the line `ledger`",
+    "last night": "See the line `ledger`", "prefect": "Look at the server's log, and at the line `ledger`",
 }  # fmt: skip

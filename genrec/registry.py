@@ -227,6 +227,28 @@ class Registry:
             os.replace(temporary, kept)
         return next((kept / "artifacts").iterdir())
 
+    def stored(self, number: str) -> dict[str, int]:
+        """Files of a version's bundle in the artefact store itself, with their sizes in bytes.
+
+        Raises OutageError where the store does not answer.
+        """
+        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+        try:
+            store = get_artifact_repository(self._client.get_model_version_download_uri(self.name, number))
+            folders, found = ["artifacts"], {}
+            for folder in folders:
+                for entry in store.list_artifacts(folder):
+                    if entry.is_dir:
+                        folders.append(entry.path)
+                    else:
+                        found[entry.path.split("/", 2)[2]] = entry.file_size  # artifacts/<name of the bundle>/...
+        except Exception as error:  # every store has its own
+            raise OutageError(
+                f"the artefact store of version {number} does not answer ({type(error).__name__})"
+            ) from error
+        return found
+
     def promote(self, number: str, expected: str | None) -> bool:
         """Make `number` the champion and `expected`, the champion so far, `previous`; False when it was done before.
 

@@ -12,6 +12,7 @@ import resource
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -28,17 +29,19 @@ from genrec.data.subjects import Subject
 from genrec.data.version import data_version
 from genrec.errors import RequestError
 from genrec.night import erase_batch, open_night
+from genrec.promotion import PROMOTED
 from genrec.registry import open_registry
 from genrec.requests.audit import verify_chain
 from genrec.requests.lease import Lease
 from genrec.requests.ledger import Ledger
 from genrec.requests.refusal import Known
-from genrec.requests.schema import BatchRow, LeaseRow, RequestRow
+from genrec.requests.schema import AuditRow, BatchRow, LeaseRow, RequestRow
 from genrec.requests.store import open_ledger
 from tests.conftest import genrec, set_params
 from tests.postgres import Server
 from tests.postgres import server as postgres_server
 from tests.servers import kill, mlflow_server, prefect_server, wait_for
+from tests.webhook import http_server
 
 NOW = datetime(2031, 5, 4, 3, 2, 1, tzinfo=UTC)
 HOUR = timedelta(hours=1)
@@ -157,12 +160,19 @@ def test_a_full_disk_leaves_no_half_bundle(shop):
     assert open_registry(shop.workspace).versions()[0].number == shop.champion
 
 
-def test_a_database_that_goes_away_leaves_the_batch_open(shop):
-    line = shop.broken_night(lambda: shop.reached("1-retrain"), lambda night: shop.database.stop())
+def test_a_database_that_goes_away_leaves_the_batch_open_and_is_told_without_it(shop):
+    """By the night that broke off, and by the next one, which could not begin."""
+    with http_server() as (hook, told):
+        own = {"GENREC_ALERT_WEBHOOK": hook}
+        first = shop.broken_night(lambda: shop.reached("1-retrain"), lambda night: shop.database.stop(), **own)
+        second = shop.broken_night(lambda: True, lambda night: None, **own)
     shop.database.start()
-    assert line.startswith("OutageError: The database ")
-    assert "does not answer" in line
-    assert "Start it" in line
+    for line in (first, second):
+        assert line.startswith("OutageError: The database ")
+        assert "does not answer" in line
+        assert "Start it" in line
+    ended = "The night ended with OutageError, and the ledger cannot be opened: OutageError. See genrec doctor."
+    assert [(body["kind"], body["text"]) for body in told] == [("night failed", ended)] * 2
     assert shop.now() == ("running", shop.champion)
     shop.expire_lease()
 
@@ -242,6 +252,30 @@ def test_what_a_run_left_that_broke_off_while_it_gave_up_is_finished_first(shop)
     assert trained_users(workspace)[5] == person
     assert person in (workspace.data / "interactions.csv").read_text()
     assert not any(workspace.sealed.iterdir())
+
+
+def test_of_two_nights_started_together_one_is_refused_and_the_other_does_the_work_once(shop):
+    """Two processes, one ledger on PostgreSQL; the request is the one that waited in the test before."""
+    workspace, engine = shop.workspace, open_ledger(shop.workspace).engine
+    set_params(workspace.root)
+    champion = open_registry(workspace).champion().number
+
+    def counted() -> tuple[int, int]:
+        with Session(engine) as session:
+            moves = session.query(AuditRow).where(AuditRow.event == PROMOTED).count()
+            return session.query(BatchRow).count(), moves
+
+    batches, moves = counted()
+    with ThreadPoolExecutor() as together:
+        nights = [together.submit(genrec, workspace.root, "night", "--json", check=False, **shop.own) for _ in range(2)]
+        done, refused = sorted((night.result() for night in nights), key=lambda night: night.returncode)
+    assert (done.returncode, refused.returncode) == (0, 1), (done.stderr, refused.stderr)
+    assert re.search(r"RequestError: Lease 'unlearn' is held by 'command line [^ ]+ \d+' until", refused.stderr)
+    summary = json.loads(done.stdout)
+    assert (summary["outcome"], summary["champion_before"], len(summary["requests"])) == ("promoted", champion, 1)
+    assert open_registry(workspace).champion().number == summary["champion_after"] != champion
+    assert counted() == (batches + 1, moves + 1)
+    assert verify_chain(engine) > 5
 
 
 @pytest.mark.parametrize("jump", [timedelta(days=40), -HOUR], ids=["40 days on", "an hour back"])

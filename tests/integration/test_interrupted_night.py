@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from tests.conftest import TINY, copied, genrec, set_params
+from tests.webhook import http_server
 
 
 @pytest.fixture
@@ -48,12 +49,15 @@ def test_bad_data_stops_the_night_before_any_model_and_the_next_one_recovers(hom
     person = someone(home, 3)
     genrec(home, "forget", "user", person)
     set_params(home, data={**TINY["data"], "rating_max": 2.0})
-    failed = genrec(home, "night", check=False)
+    with http_server() as (hook, told):
+        failed = genrec(home, "night", check=False, GENREC_ALERT_WEBHOOK=hook)
     assert failed.returncode == 3
     check = r"interactions: expect_column_values_to_be_between\(rating\) failed: \d+ of \d+ rows.* E\.g\. row \d+"
     assert re.search(f"NightError: .*{check}", failed.stderr, re.DOTALL), failed.stderr
     assert "Correct the source" in failed.stderr
     assert "Traceback" not in failed.stderr
+    assert [body["kind"] for body in told] == ["night failed"]
+    assert "The champion stays" in told[0]["text"]
     request = requests_of(home)[-1]
     assert request["state"] == "failed"
     assert snapshot(home) == before
@@ -78,10 +82,13 @@ def test_gates_that_do_not_pass_hold_the_champion(home):
     genrec(home, "forget", "concept", "Cycling")
     impossible = {**TINY["gates"], "concept_sh10": 0.0}
     set_params(home, unlearning={**TINY["unlearning"], "concept_ladder": ["tracer"]}, gates=impossible)
-    held = genrec(home, "night", check=False)
+    with http_server() as (hook, told):
+        held = genrec(home, "night", check=False, GENREC_ALERT_WEBHOOK=hook)
     set_params(home)
     assert held.returncode == 3
     assert "held" in held.stderr
+    assert [body["kind"] for body in told] == ["night held"]
+    assert "tracer" in told[0]["text"]
     assert snapshot(home) == before
     summary = json.loads((home / "reports" / "latest" / "summary.json").read_text())
     assert summary["outcome"] == "held"

@@ -52,6 +52,18 @@ def test_nobody_waits_for_the_writers_lock_without_end(postgres, monkeypatch):
     engine.dispose()
 
 
+def test_the_time_limit_of_a_task_ends_a_wait_for_the_database(postgres):
+    """Prefect's own limit, as a task in the main thread has it."""
+    from prefect.utilities.timeout import timeout
+
+    engine = migrate(postgres.database())
+    with writing(engine) as session:
+        session.connection()
+        with pytest.raises(TimeoutError), timeout(0.5), writing(engine) as other:
+            other.connection()
+    engine.dispose()
+
+
 def test_a_writer_frozen_in_its_transaction_loses_the_lock(postgres, monkeypatch):
     monkeypatch.setitem(database.HELD, "idle_in_transaction_session_timeout", "300ms")
     engine = migrate(postgres.database())

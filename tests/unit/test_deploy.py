@@ -5,16 +5,21 @@ import json
 import re
 from inspect import signature
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 import yaml
-from prefect import Flow
+from prefect import Flow, Task
 from typer.main import get_command
 
+from flows import deploy
+from genrec import deployed
 from genrec.cli import app
 from genrec.config import Settings
 from genrec.environment import QUIET
+from tasks import gpu
 from tasks.gpu import on_gpu
+from tasks.options import LIMIT_S
 
 ROOT = Path(__file__).parents[2]
 COMPOSE = yaml.safe_load((ROOT / "deploy" / "compose.yaml").read_text())
@@ -52,8 +57,8 @@ def test_every_deployment_is_a_flow_that_takes_its_parameters(deployment):
 
 
 def test_the_gpu_deployment_is_the_only_one_on_its_pool_and_takes_what_its_callers_send():
-    (gpu,) = [d for d in DEPLOYMENTS if d["work_pool"]["name"] != "cpu"]
-    assert (flow_of(gpu).name, gpu["name"], gpu["work_pool"]["name"]) == ("gpu", "gpu", "gpu")
+    (other,) = [d for d in DEPLOYMENTS if d["work_pool"]["name"] != "cpu"]
+    assert (flow_of(other).name, other["name"], other["work_pool"]["name"]) == ("gpu", "gpu", "gpu")
     from flows.gpu import STEPS
 
     called = set()
@@ -64,12 +69,31 @@ def test_the_gpu_deployment_is_the_only_one_on_its_pool_and_takes_what_its_calle
 
 
 def test_every_run_has_the_heartbeats_that_the_automation_counts():
-    from flows.deploy import HEARTBEAT_S
-
     for deployment in DEPLOYMENTS:
         environment = deployment["work_pool"]["job_variables"]["env"]
-        assert environment == {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_S)}
+        assert environment == {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(deploy.HEARTBEAT_S)}
         assert deployment["tags"] == ["genrec"]
+
+
+def test_every_task_has_a_time_limit_and_a_dead_run_is_found_before_a_waiting_step_gives_up():
+    tasks = {
+        task.name: task
+        for path in (ROOT / "tasks").glob("*.py")
+        for task in vars(importlib.import_module(f"tasks.{path.stem}")).values()
+        if isinstance(task, Task)
+    }
+    assert len(tasks) > 15
+    assert {name: task.timeout_seconds for name, task in tasks.items() if not task.timeout_seconds} == {}
+    pods = TEMPLATE["variables"]["properties"]["pod_watch_timeout_seconds"]["default"]
+    assert pods < deployed.PENDING_S < gpu.START_S < gpu.WAIT_S < LIMIT_S
+
+
+def test_what_doctor_looks_for_is_what_deploy_makes():
+    assert sorted(deployment["name"] for deployment in DEPLOYMENTS) == list(deployed.DEPLOYMENTS)
+    assert [one.name for one in deploy.automations(uuid4(), 120, 30, 900)] == list(deployed.AUTOMATIONS)
+    assert [one.name for one in deploy.telling(uuid4(), 3600)] == list(deployed.TELLING)
+    assert {d["work_pool"]["name"] for d in DEPLOYMENTS} == set(deployed.POOLS)
+    assert {d["work_pool"].get("work_queue_name") for d in DEPLOYMENTS} == {None, deployed.QUEUE}
 
 
 def test_services_call_commands_that_exist():

@@ -72,10 +72,10 @@ def assert_broken(home, part, says, remedy, state="broken", **settings):
 
 
 def test_a_sound_workspace_and_then_a_broken_one_through_the_command_line(home):
-    environment = {"GENREC_SIGNING_KEY": str(home / "signing.pem")}
+    environment = {"GENREC_SIGNING_KEY": str(home / "signing.pem"), "GENREC_ALERT_WEBHOOK": "http://127.0.0.1:1"}
     fine = genrec(home, "doctor", **environment)
     lines = fine.stdout.splitlines()
-    assert [line.split()[0] for line in lines] == ["ok"] * 15, fine.stdout
+    assert [line.split()[0] for line in lines] == ["ok"] * 16, fine.stdout
     (home / "data" / "interactions.csv").write_text("other\n")
     bad = genrec(home, "doctor", check=False, **environment)
     assert bad.returncode == 1
@@ -130,6 +130,12 @@ def test_champion(home, tmp_path, sound):
     assert_broken(
         home, "champion", "does not answer (ConnectError)", "GENREC_MLFLOW_URI", mlflow_uri=f"http://127.0.0.1:{free()}"
     )
+
+
+def test_alerts(home):
+    says = "alerts go nowhere: nobody hears of a failed night"
+    assert_broken(home, "alerts", says, "Set GENREC_ALERT_WEBHOOK", state="warning", alert_webhook=None)
+    assert [one.state for one in look(home, "alerts", alert_webhook="http://127.0.0.1:1")] == ["ok"]
 
 
 def free() -> int:

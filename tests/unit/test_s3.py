@@ -10,6 +10,7 @@ from moto.server import ThreadedMotoServer
 
 from genrec import purge
 from genrec.data.subjects import Subject
+from genrec.doctor import look_at
 from genrec.models.bundle import read_manifest
 from tasks.objects import dvc_objects
 from tests.servers import mlflow_server, wait_for
@@ -48,7 +49,7 @@ def keys(url):
 
 
 def test_versions_and_data_on_s3_are_served_from_it_and_purged_there(
-    url, keys, tmp_path, shop, bundle, params, dataset
+    url, keys, tmp_path, shop, bundle, params, dataset, monkeypatch
 ):  # fmt: skip
     home = tmp_path / "shop"
     past = Past(home, shop.root, bundle, params, mlflow_artefacts=f"s3://{BUCKET}/mlflow")
@@ -61,6 +62,21 @@ def test_versions_and_data_on_s3_are_served_from_it_and_purged_there(
     assert [key for key in base if key.endswith("adapter_model.safetensors")]
     kept = past.registry.bundle_path("1")
     assert past.registry.bundle_path("1") == kept  # downloaded once
+    s3 = boto3.client("s3", endpoint_url=url)
+    adapter = next(key for key in base if key.endswith("adapter_model.safetensors"))
+    whole = s3.get_object(Bucket=BUCKET, Key=adapter)["Body"].read()
+    found = []
+    for change in (
+        lambda: None,
+        lambda: s3.put_object(Bucket=BUCKET, Key=adapter, Body=whole[:-1]),
+        lambda: s3.delete_object(Bucket=BUCKET, Key=adapter),
+    ):
+        change()
+        found += look_at("champion", past.workspace, NOW)
+    s3.put_object(Bucket=BUCKET, Key=adapter, Body=whole)
+    assert [one.state for one in found] == ["ok", "broken", "broken"]
+    assert all("lacks adapter/adapter_model.safetensors of version 1" in one.says for one in found[1:])
+    assert str(kept) in found[1].remedy
     (request,) = past.night(Subject("user", dataset.user_ids[dataset.trained_users[5]]), now=NOW)
     past.dvc("push", ["data.dvc", "prepare"])
 
@@ -86,6 +102,14 @@ def test_versions_and_data_on_s3_are_served_from_it_and_purged_there(
     past.dvc("pull", ["data.dvc", "prepare"])
     assert (home / "data" / "interactions.csv").read_bytes() == rows
     assert past.dvc("status", targets=["data.dvc", "prepare"]) == {}
+
+    monkeypatch.setenv("MLFLOW_S3_ENDPOINT_URL", "http://127.0.0.1:1")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    (found,) = look_at("champion", past.workspace, NOW)
+    assert (found.state, found.says) == (
+        "broken",
+        "The artefact store of version 2 does not answer: EndpointConnectionError",
+    )
 
 
 def test_an_mlflow_server_keeps_the_artefacts_where_it_decides(keys, tmp_path, shop, bundle, params, monkeypatch):

@@ -4,6 +4,8 @@ A server imports them once and forks for every command; the fork gets folder, en
 and runs `genrec.cli.main` to its end. Prefect is left to the commands: it reads its settings when it is imported.
 
     python -m tests.commands SOCKET
+
+`program` makes a `genrec` of it that shells and DVC find in their PATH.
 """
 
 import atexit
@@ -29,12 +31,10 @@ from functools import cache
 from pathlib import Path
 from typing import NoReturn
 
-from genrec.cli import main
-
 IMPORTED = (
     "accelerate", "alembic.command", "duckdb", "great_expectations", "ibis", "mlflow.pyfunc",
     "mlflow.store.tracking.sqlalchemy_store", "pandas", "peft", "rich.table", "sqlalchemy.orm", "torch", "transformers",
-    "genrec.night",
+    "genrec.cli", "genrec.night",
 )  # fmt: skip
 ROOT = Path(__file__).parents[1]
 
@@ -71,13 +71,32 @@ def on_terminal(arguments: list[str], folder: Path, environment: dict[str, str])
 
 
 def call(arguments: list[str], folder: Path, environment: dict[str, str], out: int, err: int) -> int:
-    """The exit code of `genrec *arguments`, which prints to two open files."""
+    """The exit code of `genrec *arguments`, which reads nothing and prints to two open files."""
+    with open(os.devnull) as nothing:
+        return ask(_server(), arguments, folder, environment, [nothing.fileno(), out, err])
+
+
+def ask(path: str, arguments: list[str], folder: Path, environment: dict[str, str], files: list[int]) -> int:
+    """The exit code of `genrec *arguments`, run by the server at `path` with these three standard files."""
     with socket.socket(socket.AF_UNIX) as connection:
-        connection.connect(_server())
+        connection.connect(path)
         asked = json.dumps({"arguments": arguments, "folder": str(folder), "environment": environment}).encode()
-        socket.send_fds(connection, [len(asked).to_bytes(4)], [out, err])
+        socket.send_fds(connection, [len(asked).to_bytes(4)], files)
         connection.sendall(asked)
         return int(b"".join(iter(lambda: connection.recv(64), b"")))
+
+
+def program(folder: Path) -> Path:
+    """An executable `genrec` in `folder` that asks this process's server. Ended, it leaves its command running."""
+    text = f"""#!{sys.executable} -S
+import os, sys
+sys.path.insert(0, {str(ROOT)!r})
+from tests.commands import ask
+sys.exit(ask({_server()!r}, sys.argv[1:], os.getcwd(), dict(os.environ), [0, 1, 2]))
+"""
+    (made := folder / "genrec").write_text(text)
+    made.chmod(0o755)
+    return made
 
 
 @cache
@@ -114,7 +133,7 @@ def serve(path: str) -> None:
 
 def _answer(connection: socket.socket) -> NoReturn:
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    size, files, *_ = socket.recv_fds(connection, 4, 2)
+    size, files, *_ = socket.recv_fds(connection, 4, 3)
     text = b""
     while len(text) < int.from_bytes(size):
         text += connection.recv(65536)
@@ -129,10 +148,10 @@ def _answer(connection: socket.socket) -> NoReturn:
 
 def _command(files: list[int], arguments: list[str], folder: str, environment: dict[str, str]) -> NoReturn:
     """In the process of the command: as if it had been started in `folder`."""
+    from genrec.cli import main  # not at the top: who asks the server need not import it
+
     os.setsid()
-    with open(os.devnull) as nothing:
-        os.dup2(nothing.fileno(), 0)
-    for number, file in enumerate(files, 1):
+    for number, file in enumerate(files):
         os.dup2(file, number)
     os.environ.clear()
     os.environ.update(environment)

@@ -13,6 +13,9 @@ ROOT = Path(__file__).parents[1]
 ROOT_COMMAND = typer.main.get_command(app)
 FENCE = re.compile(r"^```(\w*) ?(?:title=\"([^\"\n]+)\")?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
+NOT_RUN = re.compile(r"# not run by the tests: (.+)\n")
+PAGES = [*sorted((ROOT / "docs").rglob("*.md")), ROOT / "README.md", ROOT / "deploy" / "README.md"]
+
 
 @dataclass(frozen=True)
 class Block:
@@ -22,9 +25,20 @@ class Block:
     title: str | None
     text: str
 
+    @property
+    def not_run(self) -> str | None:
+        """Why the tests do not run it, as its first line says to whoever reads it; None when they do."""
+        said = NOT_RUN.match(self.text)
+        return said and said[1]
+
 
 def blocks(page: Path) -> list[Block]:
     return [Block(language, title or None, text) for language, title, text in FENCE.findall(page.read_text())]
+
+
+def runnable(page: Path) -> list[str]:
+    """The shell blocks of a page that the tests run."""
+    return [block.text for block in blocks(page) if block.language == "bash" and not block.not_run]
 
 
 def commands(text: str) -> list[list[str]]:

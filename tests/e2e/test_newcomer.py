@@ -1,5 +1,5 @@
-"""A newcomer's way through docs/tutorial.md, from a clean clone: own tables, init, check, train, forget, a night, the
-certificate, and the way back that is refused.
+"""A newcomer's way through docs/tutorial.md, from a clean clone: own tables, init, check, train, forget, a night, its
+signed certificate, and the way back that is refused.
 
 The clone is of this repository at HEAD with the changes of the working tree, and its code is what runs. What `make
 install` would install is taken from the environment of the tests: the interpreter through PATH, the clone's packages
@@ -9,8 +9,8 @@ through PYTHONPATH. The tables are those of the simulated shop, as plain CSV; th
 import json
 import os
 import resource
-import subprocess
-import sys
+import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -21,42 +21,29 @@ from genrec.data.simulator import simulate
 from genrec.data.tables import write_tables
 from genrec.requests.certificates import verify
 from genrec.workspace import params_yaml
+from tests.clone import clone
 from tests.conftest import TINY, genrec
-from tests.snippets import ROOT, blocks
+from tests.servers import BIN
+from tests.snippets import runnable
+from tests.terminal import Terminal
 
-GENREC = f'genrec() {{ {sys.executable} -m genrec.cli "$@"; }}\n'
 SMALL = {name: TINY[name] for name in ("split", "sid", "decoding", "gates")} | {
     "architecture": TINY["architecture"],
     "backbone": {"visits": 700, "learning_rate": 0.005},
     "train": {**TINY["train"], "epochs": 8},
 }
-CPU_S = 600
-"""Of all commands together, so at most ten minutes on any machine like those it was measured on."""
+LIMIT_S = 600
 
 
-def git(*arguments: str, folder: Path, **options) -> bytes:
-    return subprocess.run(["git", *arguments], cwd=folder, check=True, capture_output=True, **options).stdout
+@dataclass(frozen=True)
+class Walk:
+    """The workspace at the end, the parameters that `init` wrote, what each step printed, and what all of them took."""
 
-
-def clone(folder: Path) -> None:
-    """This repository at HEAD, and on top of it what the working tree has changed and added."""
-    git("clone", "--quiet", str(ROOT), str(folder), folder=ROOT)
-    if changes := git("diff", "--binary", "HEAD", folder=ROOT):
-        git("apply", "--whitespace=nowarn", folder=folder, input=changes)
-    for name in git("ls-files", "--others", "--exclude-standard", "-z", folder=ROOT).decode().split("\0")[:-1]:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes((ROOT / name).read_bytes())
-
-
-def shell(text: str, folder: Path, code: Path) -> str:
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    environment = {**os.environ, "PATH": path, "PYTHONPATH": str(code), "GENREC_HOME": ""}
-    done = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", GENREC + text], cwd=folder, env=environment, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
-    assert done.returncode == 0, f"{text}\n{done.stdout}"
-    return done.stdout
+    home: Path
+    written: dict
+    printed: list[str]
+    wall_s: float
+    cpu_s: float
 
 
 def shrink(file: Path) -> dict:
@@ -69,30 +56,31 @@ def shrink(file: Path) -> dict:
 
 @pytest.fixture(scope="module")
 def walked(tmp_path_factory):
-    """The workspace at the end, the parameters that `init` wrote, what each step printed, and the CPU seconds."""
     root = tmp_path_factory.mktemp("newcomer")
     clone(root / "genrec")
     (root / "my-tables").mkdir()
     params = Params.model_validate(TINY)
     write_tables(simulate(params.data.simulated, params.seed), root / "my-tables")
-    steps = [block.text for block in blocks(root / "genrec" / "docs" / "tutorial.md") if block.language == "bash"]
-    began = resource.getrusage(resource.RUSAGE_CHILDREN)
-    where = shell(f"{sys.executable} -c 'import genrec, flows; print(genrec.__file__)'", root, root / "genrec")
+    first, *steps = runnable(root / "genrec" / "docs" / "tutorial.md")
+    terminal = Terminal(root, PATH=f"{BIN}{os.pathsep}{os.environ['PATH']}", PYTHONPATH=str(root / "genrec"))
+    where = terminal.run("python -c 'import genrec, flows; print(genrec.__file__)'")
     assert where.strip() == str(root / "genrec" / "genrec" / "__init__.py")
-    assert steps[0] == "genrec init shop --from my-tables\ncd shop\n"
-    printed = [shell(steps[0], root, root / "genrec")]
+    began, cpu = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
+    printed = [terminal.run(first)]
     written = shrink(root / "shop" / "params.yaml")
-    printed += [shell(step, root / "shop", root / "genrec") for step in steps[1:]]
-    ended = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return root / "shop", written, printed, sum(ended[:2]) - sum(began[:2])
+    printed += [terminal.run(step) for step in steps]
+    wall_s, ended = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert terminal.folder == root / "shop"
+    return Walk(root / "shop", written, printed, wall_s, sum(ended[:2]) - sum(cpu[:2]))
 
 
 def test_the_walk_is_over_within_ten_minutes(walked):
-    assert walked[3] < CPU_S
+    assert walked.wall_s < LIMIT_S
+    assert walked.cpu_s < LIMIT_S
 
 
 def test_init_wrote_parameters_for_these_tables_and_names_the_next_commands(walked):
-    _, written, (first, second, *_), _ = walked
+    written, (first, second, *_) = walked.written, walked.printed
     assert (written["data"]["rating_min"], written["data"]["rating_max"]) == (1.0, 5.0)
     assert (written["data"]["k_core"], written["sid"]["codes"]) == (5, "auto")
     assert 20 < written["architecture"]["window"] < 32
@@ -102,12 +90,14 @@ def test_init_wrote_parameters_for_these_tables_and_names_the_next_commands(walk
 
 
 def test_the_certificate_holds_and_a_changed_one_does_not(walked, tmp_path):
-    home, _, printed, _ = walked
+    home, printed = walked.home, walked.printed
     (path,) = (home / "reports" / "certificates").glob("*.json")
     checked = verify(path)
     assert checked.ok
     assert f"request_id: {checked.request_id}" in printed[-2]
     assert printed[-2].endswith("ok: True\n")
+    assert "signature: valid\nsigner_known: True\n" in printed[-2]
+    assert checked.signature == "valid"
     assert json.loads(path.read_text())["method"] == "retrain"
     (changed := tmp_path / path.name).write_text(path.read_text().replace('"retrain"', '"tracer"'))
     refused = genrec(home, "certificate", "verify", str(changed), check=False)
@@ -118,7 +108,7 @@ def test_the_certificate_holds_and_a_changed_one_does_not(walked, tmp_path):
 
 
 def test_the_way_back_is_refused_with_the_remedy(walked):
-    home, _, printed, _ = walked
+    home, printed = walked.home, walked.printed
     refusal, code = printed[-1].splitlines()
     assert code == "refused with exit code 1"
     assert refusal.startswith("RegistryError: Version 1 is older than 1 fulfilled requests (r-")
@@ -128,7 +118,7 @@ def test_the_way_back_is_refused_with_the_remedy(walked):
 
 
 def test_the_person_of_the_tutorial_is_gone(walked):
-    home, _, printed, _ = walked
+    home, printed = walked.home, walked.printed
     assert "u00000-0642" not in (home / "data" / "interactions.csv").read_text()
     assert "u00000-0642" not in "".join(printed)
     (request,) = json.loads(genrec(home, "requests", "list", "--json").stdout)

@@ -1,22 +1,18 @@
-"""docs/how-to/bring-a-model.md, on a tiny random checkpoint: trained, registered, read by PEFT.
-
-The stages run in this process, as `genrec train` has DVC run them one by one.
-"""
-
-from datetime import UTC, datetime
+"""docs/how-to/bring-a-model.md, on a tiny random checkpoint: trained, registered, read by PEFT."""
 
 import pytest
 import torch
 import yaml
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from genrec import base_model, pipeline
 from genrec.config import Settings
 from genrec.registry import open_registry
 from tests.conftest import TINY, copied, set_params
-from tests.snippets import ROOT, blocks
+from tests.snippets import ROOT, blocks, runnable
+from tests.terminal import Terminal
 
-BLOCKS = {block.title: block.text for block in blocks(ROOT / "docs" / "how-to" / "bring-a-model.md")}
+PAGE = ROOT / "docs" / "how-to" / "bring-a-model.md"
+BLOCKS = {block.title: block.text for block in blocks(PAGE)}
 CHECKPOINT = {
     "vocab_size": 64, "hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 2,
     "num_key_value_heads": 1, "max_position_embeddings": 512, "initializer_range": 0.2,
@@ -35,12 +31,8 @@ def home(trained, tmp_path_factory):
     page = yaml.safe_load(BLOCKS["params.yaml"])
     brief = {"backbone": {"visits": 500, "learning_rate": 0.01}, "train": {**TINY["train"], "epochs": 15}}
     set_params(home, **brief, **page)
-    workspace = Settings(home=home).workspace
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(home)
-        for stage in ("backbone", "train", "evaluate"):
-            pipeline.STAGES[stage](workspace)
-        base_model.promote(workspace, base_model.register(workspace)["version"], datetime.now(UTC))
+    (train,) = runnable(PAGE)
+    assert "verdict: PASS" in Terminal(home).run(train)
     return home
 
 

@@ -108,7 +108,7 @@ def test_versions_and_data_on_s3_are_served_from_it_and_purged_there(
     (found,) = look_at("champion", past.workspace, NOW)
     assert (found.state, found.says) == (
         "broken",
-        "The artefact store of version 2 does not answer: EndpointConnectionError",
+        "the artefact store of version 2 does not answer (EndpointConnectionError)",
     )
 
 

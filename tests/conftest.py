@@ -6,6 +6,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from unittest.mock import patch
 
@@ -92,7 +93,7 @@ def browser():
 
 
 @pytest.fixture(scope="session")
-def trained(tmp_path_factory) -> Path:
+def trained(tmp_path_factory) -> Iterator[Path]:
     """A workspace with a base model as champion. Tests that change it must work on a copy (see `copied`).
 
     The first of pytest's processes makes it; each has a copy of it.
@@ -108,4 +109,5 @@ def trained(tmp_path_factory) -> Path:
             genrec(make_workspace(made), "train")
             (made.parent / "done").touch()
     copied(made, home := tmp_path_factory.mktemp("trained") / "shop")
-    return home
+    yield home
+    assert (home / "data.dvc").read_bytes() == (made / "data.dvc").read_bytes(), "erased in what all share"

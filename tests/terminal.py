@@ -20,7 +20,7 @@ PATIENT = {"PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "600"}
 
 
 class Terminal:
-    """Starts in `folder`, without the settings of the tests' own process.
+    """Starts in `folder`, without the settings of the tests' own process, nor those of the `make` that runs them.
 
     Its `genrec`, the one that DVC's stages call too, is forked from the server of `tests.commands`, unless the
     variables given have a PATH of their own.
@@ -30,7 +30,11 @@ class Terminal:
         self.notes = Path(tempfile.mkdtemp(prefix="genrec-terminal-", dir=folder.parent))
         (bin := self.notes / "bin").mkdir()
         program(bin)
-        ours = {name: value for name, value in os.environ.items() if not re.match("GENREC_|PREFECT_|MLFLOW_T", name)}
+        ours = {
+            name: value
+            for name, value in os.environ.items()
+            if not re.match("GENREC_|PREFECT_|MLFLOW_T|MAKE|MFLAGS", name)
+        }
         path = os.pathsep.join([str(bin), str(BIN), os.environ["PATH"]])
         python = os.pathsep.join(filter(None, sys.path))
         self.environment = {**ours, **PATIENT, "PATH": path, "PYTHONPATH": python, "NOTES": str(self.notes)}

@@ -9,7 +9,7 @@ import pytest
 
 from genrec.requests import certificates
 from tests.browser import artefacts, quiet_page, serious_findings, visit
-from tests.conftest import genrec
+from tests.conftest import copied, genrec
 
 CONCEPT = "Gambling"
 USERS = 3
@@ -29,26 +29,27 @@ def files(*folders: Path):
 
 
 @pytest.fixture(scope="module")
-def night(trained):
+def night(trained, tmp_path_factory):
     """The workspace after a night of three people and one concept, with what was known before it."""
+    copied(trained, home := tmp_path_factory.mktemp("night") / "shop")
     before = {
-        "pin": (trained / "data.dvc").read_text(),
-        "all_users": raw_users(trained),
-        "users": trained_users(trained)[5 : 5 + USERS],
+        "pin": (home / "data.dvc").read_text(),
+        "all_users": raw_users(home),
+        "users": trained_users(home)[5 : 5 + USERS],
         "output": "",
     }
     for user in before["users"]:
-        before["output"] += genrec(trained, "forget", "user", user, "--json").stdout
-    again = json.loads(genrec(trained, "forget", "user", before["users"][0], "--json").stdout)
+        before["output"] += genrec(home, "forget", "user", user, "--json").stdout
+    again = json.loads(genrec(home, "forget", "user", before["users"][0], "--json").stdout)
     before["again"] = again["id"]
-    asked = genrec(trained, "forget", "concept", CONCEPT, "--json")
+    asked = genrec(home, "forget", "concept", CONCEPT, "--json")
     before["concept_request"] = json.loads(asked.stdout)
-    shown = genrec(trained, "recommend", "--history", "i0001", "--json", check=False)
+    shown = genrec(home, "recommend", "--history", "i0001", "--json", check=False)
     before["shown_early"] = shown
-    done = genrec(trained, "night", "--json")
+    done = genrec(home, "night", "--json")
     before["output"] += done.stdout + done.stderr
     before["summary"] = json.loads(done.stdout)
-    return trained, before
+    return home, before
 
 
 def test_every_request_is_fulfilled_once_and_says_how(night):

@@ -1,7 +1,6 @@
 """`genrec calibrate`, what reads its results, and `genrec bench`, through the real command line on a trained copy."""
 
 import json
-import shutil
 import sqlite3
 
 import pandas as pd
@@ -16,13 +15,13 @@ from genrec.night_report import evidence
 from genrec.registry import open_registry
 from genrec.report.summary import Reference
 from genrec.requests.ledger import Batch
-from tests.conftest import genrec
+from tests.conftest import copied, genrec
 
 
 @pytest.fixture(scope="module")
 def calibrated(trained, tmp_path_factory):
     home = tmp_path_factory.mktemp("calibrated") / "shop"
-    shutil.copytree(trained, home)
+    copied(trained, home)
     return home, json.loads(genrec(home, "calibrate", "--json").stdout)
 
 

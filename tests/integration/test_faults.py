@@ -9,7 +9,6 @@ import json
 import os
 import re
 import resource
-import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -37,7 +36,7 @@ from genrec.requests.ledger import Ledger
 from genrec.requests.refusal import Known
 from genrec.requests.schema import AuditRow, BatchRow, LeaseRow, RequestRow
 from genrec.requests.store import open_ledger
-from tests.conftest import genrec, set_params
+from tests.conftest import copied, genrec, set_params
 from tests.postgres import Server
 from tests.postgres import server as postgres_server
 from tests.servers import kill, mlflow_server, prefect_server, wait_for
@@ -100,7 +99,7 @@ class Shop:
 @pytest.fixture(scope="module")
 def shop(trained, tmp_path_factory):
     home = tmp_path_factory.mktemp("faults") / "shop"
-    shutil.copytree(trained, home)
+    copied(trained, home)
     with ExitStack() as running:
         mlflow = running.enter_context(mlflow_server(home / "mlruns" / "mlflow.db"))
         database = running.enter_context(postgres_server())

@@ -13,7 +13,6 @@ from genrec.config import Settings, Workspace
 from genrec.errors import ConfigError, RegistryError, RequestError
 from genrec.lineage import history
 from genrec.models.bundle import Bundle, load_bundle, read_manifest
-from genrec.models.device import best_device
 from genrec.refreshed import Refreshed
 from genrec.registry import Registry, open_registry
 from genrec.requests.database import connect
@@ -31,7 +30,7 @@ class Served:
 
     @classmethod
     def of(cls, bundle: Bundle, number: str | None = None) -> "Served":
-        return cls(number, bundle, bundle.model().to(best_device()))
+        return cls(number, bundle, bundle.model())
 
 
 def champion(workspace: Workspace, seconds: float, first: Served | None = None) -> Refreshed[Served]:

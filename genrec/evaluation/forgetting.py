@@ -84,6 +84,6 @@ def concept_mass(bundle: Bundle, model: nn.Module, cases: Cases, items: np.ndarr
     mass = np.zeros(len(cases.targets))
     order = np.argsort([len(h) for h in cases.histories], kind="stable")
     for part in (order[at : at + size] for at in range(0, len(order), size)):
-        prompts = encode_histories([cases.histories[i] for i in part], bundle.table, window)
-        mass[part] = exact_scores(model, prompts, bundle.table, items=items).exp().sum(1).numpy()
+        prompts = encode_histories([cases.histories[i] for i in part], bundle.table, window).to(model.device)
+        mass[part] = exact_scores(model, prompts, bundle.table, items=items).exp().sum(1).cpu().numpy()
     return mean(mass, plan)

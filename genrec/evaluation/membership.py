@@ -24,6 +24,7 @@ from genrec.evaluation.forgetting import holdout_users
 from genrec.evaluation.ranking import training_histories
 from genrec.evaluation.statistics import NOTHING, Bootstrap, Measure, auc, wilson
 from genrec.models.bundle import Bundle
+from genrec.models.device import best_device
 from genrec.sid.table import SidTable
 from genrec.training.rows import Row, bucketed, chunk, collate, token_losses
 
@@ -83,7 +84,7 @@ def row_token_nll(
     numbered = [Row(row.items, row.loss_from, i, row.skip) for i, row in enumerate(rows)]
     for part in bucketed(numbered, table.vocabulary.levels, batch_tokens, np.random.default_rng(0)):
         batch = collate(part, table)
-        for row, values, labels in zip(part, token_losses(model, batch), batch.labels, strict=True):
+        for row, values, labels in zip(part, token_losses(model, batch).cpu(), batch.labels, strict=True):
             found[row.user] = values[labels >= 0].double().numpy()
     return found
 
@@ -145,7 +146,7 @@ def membership(
     """
     unseen = holdout_users(restored) if unseen is None else unseen
     groups = [np.asarray(forgotten, np.int64), np.setdiff1d(unseen, forgotten)]
-    reference = bundle.backbone.model() if reference is None else reference
+    reference = bundle.backbone.model().to(best_device()) if reference is None else reference
     members, strangers = (user_token_nll(bundle, model, restored, users) for users in groups)
     base_m, base_s = (user_token_nll(bundle, reference, restored, users).mean() for users in groups)
     return Membership(

@@ -99,8 +99,8 @@ def named(bundle: Bundle, model: nn.Module, cases: Cases, beam: int) -> np.ndarr
     found = np.zeros(len(cases.targets), bool)
     size, window = bundle.params.decoding.batch_size, bundle.params.architecture.window
     for part in by_length(cases.histories, window, size):
-        prompts = encode_histories([cases.histories[i] for i in part], bundle.table, window)
-        items = beam_search(model, prompts, bundle.index, beam)[0].numpy()
+        prompts = encode_histories([cases.histories[i] for i in part], bundle.table, window).to(model.device)
+        items = beam_search(model, prompts, bundle.index_on(model.device), beam)[0].cpu().numpy()
         found[part] = (items == cases.targets[part][:, None]).any(1)
     return found
 

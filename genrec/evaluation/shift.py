@@ -72,17 +72,17 @@ def token_shift(original: Served, candidate: Served, rows: Sequence[Row], plan: 
     place = {user: i for i, user in enumerate(dict.fromkeys(row.user for row in rows))}
     kl, changed, count = np.zeros((3, len(place)))
     for part in bucketed(rows, table.vocabulary.levels, BATCH_TOKENS, np.random.default_rng(0)):
-        batch = collate(part, table)
+        batch = collate(part, table).beside(original[1])
         target = batch.labels >= 0
         with torch.inference_mode():
             p, q = (
                 model(input_ids=batch.tokens[:, :-1], use_cache=False).logits[target].double().log_softmax(-1)
                 for _, model in (original, candidate)
             )
-        owners = np.repeat([place[row.user] for row in part], target.sum(1).numpy())
+        owners = np.repeat([place[row.user] for row in part], target.sum(1).cpu().numpy())
         argmax_p, argmax_q = (x[:, Vocabulary.SPECIAL :].argmax(-1) for x in (p, q))
-        np.add.at(kl, owners, (p.exp() * (p - q)).sum(-1).numpy())
-        np.add.at(changed, owners, (argmax_p != argmax_q).numpy())
+        np.add.at(kl, owners, (p.exp() * (p - q)).sum(-1).cpu().numpy())
+        np.add.at(changed, owners, (argmax_p != argmax_q).cpu().numpy())
         np.add.at(count, owners, 1)
     return TokenShift(ratio(kl, count, plan), ratio(changed, count, plan))
 

@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from genrec.models.backbone import Backbone
+from genrec.models.device import best_device
 
 State = Mapping[str, torch.Tensor]
 Axis = Literal["out", "rank", "in"]
@@ -79,12 +80,12 @@ def adapter_state(model: nn.Module) -> dict[str, torch.Tensor]:
 def adapted_model(
     backbone: Backbone, adapter: Adapter, overlays: Sequence[Overlay] = (), dropout: float = 0.0
 ) -> nn.Module:
-    """The model that serves: backbone plus adapter with the overlays applied, in eval mode."""
+    """The model that serves: backbone plus adapter with the overlays applied, in eval mode, on `best_device`."""
     from peft import set_peft_model_state_dict
 
     model = attach(backbone, adapter.rank, adapter.alpha, dropout, seed=0)
     set_peft_model_state_dict(model, dict(fold(adapter, overlays).state))
-    return model.eval()
+    return model.eval().to(best_device())
 
 
 def lora_sites(model: nn.Module) -> dict[str, nn.Module]:

@@ -1,4 +1,4 @@
-"""Where a served model computes."""
+"""Where a model computes that is served, measured or unlearned from."""
 
 import torch
 

@@ -37,6 +37,11 @@ class Batch:
     labels: torch.Tensor
     rows: tuple[Row, ...]
 
+    def beside(self, model: torch.nn.Module) -> "Batch":
+        """The same batch on the model's device."""
+        device = next(model.parameters()).device
+        return replace(self, tokens=self.tokens.to(device), labels=self.labels.to(device))
+
 
 def chunk(items: Sequence[int], window: int, user: int = -1, loss_from: int = 0) -> list[Row]:
     """Rows of at most `window` items that cover every item from `loss_from` on exactly once as a target."""
@@ -145,9 +150,9 @@ def token_losses(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
 
     Right padding needs no mask under causal attention. The result is on the model's device.
     """
-    device = next(model.parameters()).device
-    logits = model(input_ids=batch.tokens[:, :-1].to(device), use_cache=False).logits.float()
-    return F.cross_entropy(logits.transpose(1, 2), batch.labels.to(device), ignore_index=-100, reduction="none")
+    batch = batch.beside(model)
+    logits = model(input_ids=batch.tokens[:, :-1], use_cache=False).logits.float()
+    return F.cross_entropy(logits.transpose(1, 2), batch.labels, ignore_index=-100, reduction="none")
 
 
 def batch_loss(model: torch.nn.Module, batch: Batch) -> torch.Tensor:

@@ -71,6 +71,7 @@ def reference_model(problem: Problem) -> nn.Module:
 
 def sequence_log_p(model: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
     """Summed log p (nat) of each row's target tokens, float32 [batch], and their number, int64 [batch]."""
+    batch = batch.beside(model)
     return -token_losses(model, batch).sum(1), (batch.labels >= 0).sum(1)
 
 

@@ -16,6 +16,7 @@ from genrec.unlearning.problem import Method, Outcome, Problem
 
 def kl_from(reference: nn.Module, model: nn.Module, batch: Batch) -> torch.Tensor:
     """Mean KL(p_reference || p_model) per target token (nat)."""
+    batch = batch.beside(model)
     inputs, target = batch.tokens[:, :-1], batch.labels >= 0
     with torch.no_grad():
         before = reference(input_ids=inputs, use_cache=False).logits[target].float().log_softmax(-1)

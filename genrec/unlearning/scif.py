@@ -54,6 +54,7 @@ def gauss_newton_product(model: nn.Module, batches: Sequence[Batch], vector: tor
     """
     weights, total, tokens = _weights(model), torch.zeros_like(vector), 0
     for batch in batches:
+        batch = batch.beside(model)
         with sdpa_kernel(SDPBackend.MATH):  # the fused kernels of attention have no second derivative
             logits = model(input_ids=batch.tokens[:, :-1], use_cache=False).logits[batch.labels >= 0]
             u = torch.zeros_like(logits, requires_grad=True)

@@ -7,7 +7,7 @@ For concept item i, level l, code k a score phi (zero at start; see `genrec.unle
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
@@ -36,6 +36,10 @@ class SoftSids:
     tau: torch.Tensor
     place: torch.Tensor
     rho: torch.Tensor
+
+    def to(self, device: torch.device) -> "SoftSids":
+        """The same assignment on `device`."""
+        return SoftSids(*(getattr(self, field.name).to(device) for field in fields(self)))
 
     def q(self, phi: torch.Tensor, sharpness: float = 1.0) -> torch.Tensor:
         """q_phi float32 [concept, L, K] at temperature tau / sharpness; `phi` is in units of tau."""
@@ -82,14 +86,14 @@ def soft_forward(
 
     Returns log p per item float32 [batch, items], the mask of concept targets and of retained targets, bool.
     """
-    levels, batch = table.vocabulary.levels, collate(rows, table)
+    levels, batch = table.vocabulary.levels, collate(rows, table).beside(model)
     offsets = [int(o) for o in table.vocabulary.offsets]
     embed = model.get_input_embeddings().weight
     length = batch.labels.shape[1] // levels
     items = np.full((len(rows), length), -1, np.int64)
     for i, row in enumerate(rows):
         items[i, : len(row.items)] = row.items
-    items = torch.from_numpy(items)
+    items = torch.from_numpy(items).to(embed.device)
     where = torch.where(items >= 0, soft.place[items.clamp(min=0)], -1)  # concept row of each item, -1 for others
     concept = where >= 0
     inputs = F.embedding(batch.tokens, embed)

@@ -127,7 +127,7 @@ def commit(table: SidTable, items: np.ndarray, scores: torch.Tensor) -> tuple[Si
         settled[new] += 1
         if settled[new] == table.vocabulary.sizes[-1]:  # the last dedup digit of a fresh leaf; a repaired one has one
             taken[-1].add(new)
-    moved = (scores.argmax(-1).numpy() != stored).any(1)
+    moved = (scores.argmax(-1).cpu().numpy() != stored).any(1)
     try:
         return reassign(table, items, codes), float(moved.mean())
     except DataError as error:
@@ -142,10 +142,10 @@ def coherence(model: nn.Module, rows: Sequence[tuple[Row, np.ndarray]], table: S
     """L_Coh: mean NLL (nat) of the near items that stand in the concept items' places. rows: from `replaced`."""
     batch = collate([row for row, _ in rows], table)
     nll = token_losses(model, batch).view(len(batch.tokens), -1, table.vocabulary.levels).sum(-1)
-    is_near = torch.zeros_like(nll, dtype=torch.bool)
+    is_near = torch.zeros(nll.shape, dtype=torch.bool)
     for i, (_, where) in enumerate(rows):
         is_near[i, : len(where)] = torch.from_numpy(where)
-    return masked_mean(nll, is_near)
+    return masked_mean(nll, is_near.to(nll.device))
 
 
 def optimise(
@@ -199,7 +199,7 @@ def optimise(
         elif step == settle:
             before = concept_log_p(model, rows, table, soft, soft.q(phi.detach(), params.sharpen))
             table, figures["moved_by_phi_share"] = commit(table, problem.items, soft.scores(phi.detach()))
-            q = one_hot(table, problem.items, codes)
+            q = one_hot(table, problem.items, codes).to(phi.device)
             figures["hard_minus_soft_log_p"] = concept_log_p(model, rows, table, soft, q) - before
         log_p, is_forget, _ = soft_forward(model, next(forget_batches), table, soft, q)
         loss_f = masked_mean(log_p.clamp(min=floor), is_forget)
@@ -235,7 +235,7 @@ def tracer(problem: Problem, repair_steps: int = 0) -> Outcome:
     bundle = problem.bundle
     start = start_adapter(problem)
     model = adapted_model(bundle.backbone, start, dropout=problem.params.train.dropout).train()
-    soft = soft_sids(bundle.table, problem.items, problem.embeddings, bundle.codebooks)
+    soft = soft_sids(bundle.table, problem.items, problem.embeddings, bundle.codebooks).to(model.device)
     rows = tracer_rows(problem)
     phi = torch.zeros_like(soft.logits0, requires_grad=True)
     table, diagnostics = optimise(problem, model, soft, rows, phi, repair_steps)

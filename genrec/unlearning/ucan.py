@@ -82,15 +82,15 @@ def stream_activations(
     try:
         passes = bucketed(rows, bundle.table.vocabulary.levels, 25_600, np.random.default_rng(0))
         for part in tracked("activations", passes):
-            batch = collate(part, bundle.table)
+            batch = collate(part, bundle.table).beside(model)
             keep = batch.tokens != Vocabulary.PAD
             model(input_ids=batch.tokens, use_cache=False)
             where = [place[row.user] for row in part]
-            np.add.at(tokens, where, keep.sum(1).numpy())
+            np.add.at(tokens, where, keep.sum(1).cpu().numpy())
             for site, pair in captured.items():
                 slot = sums.setdefault(site, [np.zeros((len(histories), t.shape[-1])) for t in pair])
                 for total, tensor in zip(slot, pair, strict=True):
-                    np.add.at(total, where, (tensor * keep[..., None]).sum(1).double().numpy())
+                    np.add.at(total, where, (tensor * keep[..., None]).sum(1).double().cpu().numpy())
     finally:
         for handle in handles:
             handle.remove()

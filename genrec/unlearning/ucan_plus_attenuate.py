@@ -29,8 +29,9 @@ from genrec.unlearning_params import UcanPlusAttenuateParams
 def attenuation(contrast: dict[str, torch.Tensor], params: UcanPlusAttenuateParams) -> dict[str, torch.Tensor]:
     """Scale s in [s_min, 1] of every weight from its contrast, by parameter name; ties by place."""
     everything = torch.cat([c.flatten() for c in contrast.values()])
-    rank = torch.empty(len(everything), dtype=torch.float64)
-    rank[everything.argsort(stable=True)] = torch.arange(1, len(everything) + 1).double() / len(everything)
+    rank = torch.empty_like(everything, dtype=torch.float64)
+    places = torch.arange(1, len(everything) + 1, dtype=torch.float64, device=rank.device)
+    rank[everything.argsort(stable=True)] = places / len(everything)
     over = (rank - (1 - params.share)) / params.share  # above 0 for the top share, 1 for the largest
     decayed = params.floor + (1 - params.floor) * (-params.decay * over).exp()
     parts = torch.where(over > 0, decayed, 1.0).to(everything).split([c.numel() for c in contrast.values()])

@@ -151,7 +151,7 @@ def _closed(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Places of `closed` nodes among the candidates of a step and -inf for each; 0 where its parent is in no beam."""
     child = closed.clamp(min=0)
-    parent = torch.searchsorted(index.start[level], child, right=True) - 1
+    parent = index.parent[level][child]
     dense = index.dense[level] is not None
     width = index.sizes[level] if dense else index.widest[level]
     place = index.code[level][child] if dense else child - index.start[level][parent]

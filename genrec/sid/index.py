@@ -23,6 +23,7 @@ class DecodeIndex:
     Attributes (per level l = 0 .. L-1, torch tensors on one device):
         start: first child of each node of level l, int64 [nodes_l + 1] (children are nodes of level l + 1)
         code: code of each node of level l + 1 within its level, int64 [nodes_{l+1}]
+        parent: node of level l above each node of level l + 1, int64 [nodes_{l+1}]
         dense: child node by (node, code) or -1, int64 [nodes_l, K_l], for the first two levels only, else None
         widest: most children of any node of level l
         leaf: first leaf of each node of level l + 1, then n, int64 [nodes_{l+1} + 1]
@@ -33,6 +34,7 @@ class DecodeIndex:
 
     start: tuple[torch.Tensor, ...]
     code: tuple[torch.Tensor, ...]
+    parent: tuple[torch.Tensor, ...]
     dense: tuple[torch.Tensor | None, ...]
     widest: tuple[int, ...]
     leaf: tuple[torch.Tensor, ...]
@@ -51,7 +53,7 @@ class DecodeIndex:
 
     @property
     def nbytes(self) -> int:
-        groups = (*self.start, *self.code, *self.dense, *self.leaf, self.leaf_item, self.item_leaf)
+        groups = (*self.start, *self.code, *self.parent, *self.dense, *self.leaf, self.leaf_item, self.item_leaf)
         return sum(tensor.nbytes for tensor in groups if tensor is not None)
 
     def to(self, device: torch.device) -> "DecodeIndex":
@@ -78,7 +80,7 @@ class DecodeIndex:
         if deny is not None:
             live = tuple(count > 0 for count in counts)
             dense = tuple(
-                None if nodes is None else nodes.masked_fill(~leads[nodes.clamp(min=0)], -1)
+                None if nodes is None else torch.where(F.pad(leads, (0, 1))[nodes], nodes, -1)  # -1 reads the padding
                 for nodes, leads in zip(dense, live, strict=True)
             )
         if seen is None:
@@ -86,13 +88,16 @@ class DecodeIndex:
         at = torch.where(seen < 0, self.items, self.item_leaf[seen.clamp(min=0)]).sort(1).values
         first = F.pad(at[:, 1:] > at[:, :-1], (1, 0), value=True)  # an item seen twice is one item
         gone = _running(first * F.pad(left, (0, 1))[at])
-        closed = []
-        for count, bounds in zip(counts[:-1], self.leaf[:-1], strict=True):
-            node = (torch.searchsorted(bounds, at, right=True) - 1).clamp(max=len(count) - 1)
-            low, high = (gone.gather(1, torch.searchsorted(at, bounds[node + side])) for side in (0, 1))
+        closed, node = (
+            [at.masked_fill(at == self.items, -1)],
+            at.clamp(max=self.items - 1),
+        )  # of the last level: one item
+        for bounds, count, parent in zip(self.leaf[-2::-1], counts[-2::-1], self.parent[:0:-1], strict=True):
+            node = parent[node]
+            places = torch.searchsorted(at, torch.cat([bounds[node], bounds[node + 1]], 1))
+            low, high = gone.gather(1, places).chunk(2, 1)
             closed.append(torch.where(count[node] > high - low, -1, node))
-        closed.append(at.masked_fill(at == self.items, -1))  # a node of the last level is one item
-        return Masks(dense, live, tuple(closed))
+        return Masks(dense, live, tuple(reversed(closed)))
 
 
 @dataclass(frozen=True)
@@ -119,7 +124,7 @@ def build_index(table: SidTable) -> DecodeIndex:
     order = np.lexsort(table.sids.T[::-1])
     sids = table.sids[order].astype(np.int64)
     n, levels = sids.shape
-    start, code, dense, widest, leaf = [], [], [], [], []
+    start, code, parent, dense, widest, leaf = [], [], [], [], [], []
     parent_first = np.array([0, n])  # leaf boundaries of the nodes one level up
     parent_of_leaf = np.zeros(n, np.int64)
     for level in range(levels):
@@ -130,11 +135,12 @@ def build_index(table: SidTable) -> DecodeIndex:
         child_start = np.append(node_of_leaf[parent_first[:-1]], len(first)) if n else np.array([0, 0])
         start.append(child_start)
         code.append(sids[first, level])
+        parent.append(parent_of_leaf[first])
         widest.append(int(np.diff(child_start).max(initial=0)))
         leaf.append(np.append(first, n))
         if level < DENSE_LEVELS:
             lookup = np.full((len(child_start) - 1, table.vocabulary.sizes[level]), -1, np.int64)
-            lookup[parent_of_leaf[first], sids[first, level]] = np.arange(len(first))
+            lookup[parent[-1], code[-1]] = np.arange(len(first))
             dense.append(lookup)
         else:
             dense.append(None)
@@ -144,7 +150,7 @@ def build_index(table: SidTable) -> DecodeIndex:
         return tuple(None if a is None else torch.as_tensor(a, dtype=torch.int64) for a in arrays)
 
     return DecodeIndex(
-        tensors(start), tensors(code), tensors(dense), tuple(widest), tensors(leaf),
+        tensors(start), tensors(code), tensors(parent), tensors(dense), tuple(widest), tensors(leaf),
         *tensors((order, np.argsort(order))),
         tuple(int(o) for o in table.vocabulary.offsets), table.vocabulary.sizes,
     )  # fmt: skip

@@ -36,6 +36,7 @@ def test_tree_equals_the_prefix_dictionaries(table):
         nodes = prefixes(table, level)
         names = list(nodes)
         assert index.code[level].tolist() == [name[-1] for name in names]
+        assert index.parent[level].tolist() == [above.index(name[:-1]) for name in names]
         for number, parent in enumerate(above):
             children = [i for i, name in enumerate(names) if name[:-1] == parent]
             start, end = index.start[level][number], index.start[level][number + 1]
@@ -98,7 +99,14 @@ def test_leaves_follow_the_codes_and_not_the_row_order():
     assert index.leaf_item.tolist() == [3, 2, 1, 0]
     assert index.nbytes == sum(
         t.numel() * 8
-        for group in (index.start, index.code, index.dense, index.leaf, (index.leaf_item, index.item_leaf))
+        for group in (
+            index.start,
+            index.code,
+            index.parent,
+            index.dense,
+            index.leaf,
+            (index.leaf_item, index.item_leaf),
+        )
         for t in group
         if t is not None
     )

@@ -236,7 +236,7 @@ def prompt_forward(model: nn.Module, prompts: Prompts) -> torch.Tensor:
 @torch.inference_mode()
 def prompt_cached(model: nn.Module, prompts: Prompts) -> torch.Tensor:
     """The prompts as a search begins with them: with the cache that its steps go on from."""
-    return prefill(model, prompts, 0)[0]
+    return prefill(model, prompts)[0]
 
 
 def in_turns(sides: Mapping[str, Callable], turns: int) -> dict[str, np.ndarray]:

@@ -2,7 +2,7 @@
 
 Beams of one user are positions of one sequence, not rows of a bigger batch (methods.md, "Decoding"): after the prompt
 each step feeds the k surviving tokens of a user side by side under a 4D mask that lets a token see the prompt and its
-own ancestors, with equal position ids. The key-value cache (`cache`) only grows; it is never copied or reordered.
+own ancestors, with equal position ids. The key-value cache only grows; it is never copied or reordered.
 """
 
 from collections.abc import Sequence
@@ -55,15 +55,13 @@ def by_length(histories: Sequence[Sequence[int]], window: int | None, size: int)
     return [order[at : at + size] for at in range(0, len(order), size)]
 
 
-def prefill(model, prompts: Prompts, more: int):
+def prefill(model, prompts: Prompts):
     """Log-probabilities [batch, vocabulary] of the token after each prompt, the cache, and that token's position
-    [batch]. more: tokens of each row that the cache has to hold beside the prompt."""
-    from genrec.models.cache import roomy_cache
-
+    [batch]."""
     positions = (prompts.mask.long().cumsum(1) - 1).clamp(min=0)
     out = model(
         input_ids=prompts.tokens, attention_mask=prompts.mask.long(), position_ids=positions,
-        past_key_values=roomy_cache(model, prompts.tokens.shape[1] + more), use_cache=True, logits_to_keep=1,
+        use_cache=True, logits_to_keep=1,
     )  # fmt: skip
     return out.logits[:, -1].float().log_softmax(-1), out.past_key_values, positions[:, -1] + 1
 
@@ -109,7 +107,7 @@ def beam_search(
     masks = index.masks(deny, seen)
     batch = len(prompts.tokens)
     device = prompts.tokens.device
-    logp, cache, position = prefill(model, prompts, beam * (index.levels - 1))
+    logp, cache, position = prefill(model, prompts)
     logp = logp[:, None]  # [batch, beams, vocabulary]
     node = torch.zeros(batch, 1, dtype=torch.int64, device=device)
     score = torch.zeros(batch, 1, device=device)
@@ -165,7 +163,7 @@ def _closed(
 @torch.inference_mode()
 def greedy(model: torch.nn.Module, prompts: Prompts, count: int) -> torch.Tensor:
     """The likeliest token, `count` times, without any constraint: int64 [batch, count]."""
-    logp, cache, position = prefill(model, prompts, count)
+    logp, cache, position = prefill(model, prompts)
     tokens = logp.argmax(-1, keepdim=True)
     for fed in range(1, count):
         visible = torch.nn.functional.pad(prompts.mask, (0, fed), value=True)
@@ -182,10 +180,10 @@ def exact_scores(
 
     Each item's path is fed as its own positions after the shared prompt, `chunk` items at a time.
     """
+    logp, cache, position = prefill(model, prompts)
     wanted = table.tokens if items is None else table.tokens[items]
     tokens = torch.from_numpy(wanted).to(prompts.tokens.device)  # [items, levels]
     batch, fed = len(prompts.tokens), tokens.shape[1] - 1
-    logp, cache, position = prefill(model, prompts, min(chunk, len(tokens)) * fed)
     scores = []
     for part in tokens.split(chunk):
         n = len(part)

@@ -85,7 +85,7 @@ def _remedy() -> str:
 def _beams_differ(model: nn.Module) -> float:
     """Two continuations side by side, as beam search has them, against one pass over each: the largest difference."""
     prompt, paths = torch.arange(1, 6)[None], torch.tensor([[6, 7], [8, 9]])
-    _, cache, position = prefill(model, Prompts(prompt, torch.ones_like(prompt, dtype=torch.bool)), paths.numel())
+    _, cache, position = prefill(model, Prompts(prompt, torch.ones_like(prompt, dtype=torch.bool)))
     own, found = torch.eye(2, dtype=torch.bool), []
     for step in range(2):
         visible = torch.cat([torch.ones(2, prompt.shape[1], dtype=torch.bool), own.repeat(1, step + 1)], 1)

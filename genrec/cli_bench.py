@@ -160,11 +160,10 @@ def bench_decode(
 ) -> None:
     """Beam search against `generate` of Hugging Face, the prompt alone, no masks and (trained models) exact scoring."""
     from genrec.bench import decode
-    from genrec.models.device import best_device
 
     measured, histories = _measured(bundle, items, users)
     setting = decode.Setting(batch, beam, history, repeats)
-    result = decode.run(measured, setting, histories, large, SEED, best_device())
+    result = decode.run(measured, setting, histories, large, SEED)
     result = _kept({"bundle": bundle, **result}, file, SEED)
     rows = [{key: c[key] for key in ("name", "ratio", "bar", "holds", "compares")} for c in result["claims"]]
     show(result, False, rows, "decoding")
@@ -232,13 +231,12 @@ def bench_quality(
 
     from genrec.bench import quality
     from genrec.bench.unlearn import open_bench
-    from genrec.models.device import best_device
     from genrec.rivals import check_rivals
 
     order = quality.Order(seeds, check_rivals(_names(rivals)), whole)
     workspace = bench_workspace(open_workspace(), data)
     _reproduce(workspace, "train")
-    result = quality.run(open_bench(workspace), order, best_device(), note)
+    result = quality.run(open_bench(workspace), order, note)
     prepared = json.loads((workspace.prepared / "prepare.json").read_text())
     result = _kept({"tied_targets": prepared["tied_targets"], **result}, file, workspace.params().seed)
     show(None, False, quality.summary_rows(result), "quality")

@@ -19,6 +19,7 @@ from genrec.models.adapter import Adapter, adapter_state, attach
 from genrec.models.backbone import architecture, initialise
 from genrec.models.beam import Prompts, beam_search, by_length, encode_histories, exact_scores, prefill
 from genrec.models.bundle import Bundle, Lineage
+from genrec.models.device import best_device
 from genrec.sid.index import build_index
 from genrec.sid.quantise import Codebooks
 from genrec.sid.table import SidTable, build_table
@@ -63,17 +64,15 @@ class Claim:
         return asdict(self) | {"ratio": float(f"{self.ratio:.4g}"), "holds": self.holds, "figures": figures}
 
 
-def run(
-    bundle: Bundle, setting: Setting, histories: Sequence[np.ndarray], large: int, seed: int, device: torch.device
-) -> dict:
+def run(bundle: Bundle, setting: Setting, histories: Sequence[np.ndarray], large: int, seed: int) -> dict:
     """All claims of one run, JSON-ready. histories: what exact scoring is compared on, none for an untrained model;
     large: items of the simulated catalogue.
     """
-    claims = [*speed(bundle, setting, seed, device), *index_size(bundle.table), large_index(large, seed)]
+    claims = [*speed(bundle, setting, seed), *index_size(bundle.table), large_index(large, seed)]
     if len(histories):
-        claims.append(exactness(bundle, histories, device))
+        claims.append(exactness(bundle, histories))
     return {
-        "device": str(device), "threads": torch.get_num_threads(), "torch": torch.__version__,
+        "device": str(best_device()), "threads": torch.get_num_threads(), "torch": torch.__version__,
         "transformers": version("transformers"), **asdict(setting), "claims": [claim.as_dict() for claim in claims],
     }  # fmt: skip
 
@@ -94,12 +93,13 @@ def random_bundle(items: int, seed: int) -> Bundle:
     return Bundle(backbone, adapter, table, codebooks, params, Lineage("none", "none"), titles=table.item_ids)
 
 
-def speed(bundle: Bundle, setting: Setting, seed: int, device: torch.device) -> list[Claim]:
+def speed(bundle: Bundle, setting: Setting, seed: int) -> list[Claim]:
     """Users per second against `generate`, equality with it, time over the prompt's, and what masks cost."""
     rng, table = np.random.default_rng(seed), bundle.table
     histories = rng.integers(len(table.item_ids), size=(setting.batch, setting.history))
+    model = bundle.model()
+    device, index = model.device, bundle.index_on(model.device)
     prompts = encode_histories(histories, table, setting.history).to(device)
-    model, index = bundle.model().to(device), bundle.index_on(device)
     deny, seen = torch.from_numpy(rng.random(index.items) < 0.01), torch.from_numpy(histories)
     masks = {"deny": deny.to(device), "seen": seen.to(device)}
     slim = initialise(architecture(SLIM, table.vocabulary), seed).model().to(device)
@@ -183,12 +183,13 @@ def large_index(items: int, seed: int) -> Claim:
     )  # fmt: skip
 
 
-def exactness(bundle: Bundle, histories: Sequence[np.ndarray], device: torch.device) -> Claim:
+def exactness(bundle: Bundle, histories: Sequence[np.ndarray]) -> Claim:
     """Top 10 of a beam of 50 against scoring every item, on the bare model. Only a trained one is evidence."""
-    model, index, window = bundle.model().to(device), bundle.index_on(device), bundle.params.architecture.window
+    model, window = bundle.model(), bundle.params.architecture.window
+    index = bundle.index_on(model.device)
     agree, identical = [], []
     for part in by_length(histories, window, 16):
-        prompts = encode_histories([histories[i] for i in part], bundle.table, window).to(device)
+        prompts = encode_histories([histories[i] for i in part], bundle.table, window).to(model.device)
         items = beam_search(model, prompts, index, EXACT_BEAM)[0][:, :TOP]
         exact = exact_scores(model, prompts, bundle.table, EXACT_CHUNK)
         best = exact.topk(items.shape[1], dim=1)

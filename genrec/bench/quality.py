@@ -13,7 +13,6 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import nn
 
 from genrec.bench.candidates import Bench
@@ -54,7 +53,7 @@ class Fitted:
     seconds: float
 
 
-def run(bench: Bench, order: Order, device: torch.device, say: Callable[[str], None]) -> dict:
+def run(bench: Bench, order: Order, say: Callable[[str], None]) -> dict:
     """All models on all seeds, JSON-ready. Cells lie in the bench's folder, and those that are there are read."""
     cases, code, records = held_out(bench.dataset), code_hash(), []
     for name in tracked("models", order.models):
@@ -62,7 +61,7 @@ def run(bench: Bench, order: Order, device: torch.device, say: Callable[[str], N
         for seed in range(bench.params.seed, bench.params.seed + seeds):
             key = cell_key(bench, name, seed, code)
             checkpoint = bench.folder / "checkpoints" / f"{key}.safetensors"
-            measure = partial(cell, bench, cases, name, seed, device, checkpoint)
+            measure = partial(cell, bench, cases, name, seed, checkpoint)
             record, reused = kept(bench.folder / "quality" / f"{key}.json", measure)
             figures = {key: values.mean() for key, values in _ranking(record).figures().items()}
             said = ", ".join(f"{key} {figures[key]:.4f}" for key in COMPARED)
@@ -86,14 +85,14 @@ def cell_key(bench: Bench, name: str, seed: int, code: str) -> str:
     return content_key(facts, [dataset.offsets, dataset.items, dataset.split])
 
 
-def cell(bench: Bench, cases: Cases, name: str, seed: int, device: torch.device, checkpoint: Path) -> dict:
+def cell(bench: Bench, cases: Cases, name: str, seed: int, checkpoint: Path) -> dict:
     """Train and rank one model. rank: 0-based, -1 beyond the top 10, one per test case.
 
     A training that was interrupted goes on from `checkpoint`; then its seconds are those since then (`resumed`).
     """
     resumed = checkpoint.exists()
     if name == SERVED:
-        fitted = served(bench, cases, seed, device, checkpoint)
+        fitted = served(bench, cases, seed, checkpoint)
     elif name == WHOLE:
         fitted = trained_whole(bench, cases, seed, checkpoint)
     else:
@@ -110,7 +109,7 @@ def cell(bench: Bench, cases: Cases, name: str, seed: int, device: torch.device,
     }  # fmt: skip
 
 
-def served(bench: Bench, cases: Cases, seed: int, device: torch.device, checkpoint: Path) -> Fitted:
+def served(bench: Bench, cases: Cases, seed: int, checkpoint: Path) -> Fitted:
     """The workspace's own bundle for its seed; for another, its backbone with an adapter trained from that seed."""
     bundle, params = bench.bundle, bench.params
     adapter, seconds = bundle.adapter, bundle.lineage.retrain_s
@@ -120,7 +119,7 @@ def served(bench: Bench, cases: Cases, seed: int, device: torch.device, checkpoi
             bundle.backbone, trained_rows(bench.dataset), bundle.table, params, seed=seed, checkpoint=checkpoint
         )[0]
         seconds = time.perf_counter() - started
-    model = adapted_model(bundle.backbone, adapter).merge_and_unload().to(device)
+    model = adapted_model(bundle.backbone, adapter).merge_and_unload()
     parameters = _parameters(model) + sum(tensor.numel() for tensor in adapter.state.values())
     return Fitted(rank(bundle, model, cases), parameters, seconds)
 

@@ -13,7 +13,7 @@ from torch import nn
 from genrec.data.sequences import HOLDOUT, Dataset
 from genrec.evaluation.ranking import Cases, Ranking, training_histories
 from genrec.evaluation.statistics import Bootstrap, Measure, auc, matched_gap, mean, wilson
-from genrec.models.beam import encode_histories, exact_scores
+from genrec.models.beam import by_length, encode_histories, exact_scores
 from genrec.models.bundle import Bundle
 from genrec.training.rows import chunk_all, token_nll
 
@@ -82,8 +82,7 @@ def concept_mass(bundle: Bundle, model: nn.Module, cases: Cases, items: np.ndarr
     """Probability summed over all SIDs of `items` given each history, exact and teacher-forced: mean over cases."""
     window, size = bundle.params.architecture.window, bundle.params.decoding.batch_size
     mass = np.zeros(len(cases.targets))
-    order = np.argsort([len(h) for h in cases.histories], kind="stable")
-    for part in (order[at : at + size] for at in range(0, len(order), size)):
+    for part in by_length(cases.histories, window, size):
         prompts = encode_histories([cases.histories[i] for i in part], bundle.table, window).to(model.device)
         mass[part] = exact_scores(model, prompts, bundle.table, items=items).exp().sum(1).cpu().numpy()
     return mean(mass, plan)

@@ -24,7 +24,6 @@ from genrec.evaluation.forgetting import holdout_users
 from genrec.evaluation.ranking import training_histories
 from genrec.evaluation.statistics import NOTHING, Bootstrap, Measure, auc, wilson
 from genrec.models.bundle import Bundle
-from genrec.models.device import best_device
 from genrec.sid.table import SidTable
 from genrec.training.rows import Row, bucketed, chunk, collate, token_losses
 
@@ -146,7 +145,7 @@ def membership(
     """
     unseen = holdout_users(restored) if unseen is None else unseen
     groups = [np.asarray(forgotten, np.int64), np.setdiff1d(unseen, forgotten)]
-    reference = bundle.backbone.model().to(best_device()) if reference is None else reference
+    reference = bundle.backbone.model().to(model.device) if reference is None else reference
     members, strangers = (user_token_nll(bundle, model, restored, users) for users in groups)
     base_m, base_s = (user_token_nll(bundle, reference, restored, users).mean() for users in groups)
     return Membership(

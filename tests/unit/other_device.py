@@ -1,7 +1,8 @@
 """A second device made of CPU memory: whatever mixes it with the CPU fails, as on a machine with a GPU.
 
-Its tensors call themselves `meta`, hold a CPU tensor, and compute with that one's arithmetic, so that results are the
-CPU's bit for bit. As on a GPU, a scalar of the CPU may meet them, an index may be the CPU's, and numpy cannot see them.
+Its tensors call themselves `meta`, hold a CPU tensor, and compute with that one's arithmetic: results are the CPU's but
+for the last digits of attention, which has no fused kernel here. As on a GPU, a scalar of the CPU may meet them, an
+index may be the CPU's, and numpy cannot see them.
 """
 
 from collections.abc import Iterator
@@ -64,8 +65,6 @@ def compute(operation, args: tuple, kwargs: dict):
     args, kwargs = tree_map(lambda x: x.near if isinstance(x, FarTensor) else x, (args, kwargs))
     if to is not None:
         kwargs["device"] = CPU
-        if operation in MOVES and stays != far:
-            args = (args[0].clone(), *args[1:])
     result = operation(*args, **kwargs)
     if not stays:
         return result

@@ -20,7 +20,6 @@ from genrec.training import base
 from genrec.training.base import train_whole
 from genrec.training.rows import whole
 
-CPU = torch.device("cpu")
 RIVALS = RivalsParams(
     validation_users=20,
     sasrec=SasRecParams(hidden=16, layers=1, heads=2, feed_forward=16, epochs=2, learning_rate=1e-2),
@@ -42,7 +41,7 @@ def lines():
 
 @pytest.fixture(scope="module")
 def result(bench, lines):
-    return quality.run(bench, ORDER, CPU, lines.append)
+    return quality.run(bench, ORDER, lines.append)
 
 
 @pytest.fixture(scope="module")
@@ -101,12 +100,12 @@ def test_an_interrupted_bench_goes_on_where_it_stopped(bench, result, monkeypatc
     made, measure = [], quality.cell
     monkeypatch.setattr(quality, "cell", lambda *args: made.append(args[2:4]) or measure(*args))
     lines = []
-    assert quality.run(bench, ORDER, CPU, lines.append) == result
+    assert quality.run(bench, ORDER, lines.append) == result
     assert made == []
     assert all(line.endswith("(reused)") for line in lines)
     key = quality.cell_key(bench, "popularity", 0, quality.code_hash())
     (bench.folder / "quality" / f"{key}.json").unlink()
-    quality.run(bench, replace(ORDER, whole=False), CPU, lines.append)
+    quality.run(bench, replace(ORDER, whole=False), lines.append)
     assert made == [("popularity", 0)]
 
 
@@ -152,9 +151,9 @@ def test_an_interrupted_cell_goes_on_from_its_checkpoint(bench, records, monkeyp
     with monkeypatch.context() as patch:
         patch.setattr(base, "shifted_chunks", killed)
         with pytest.raises(KeyboardInterrupt):
-            quality.cell(bench, cases, WHOLE, 0, CPU, path)
+            quality.cell(bench, cases, WHOLE, 0, path)
     assert path.exists()
-    found = quality.cell(bench, cases, WHOLE, 0, CPU, path)
+    found = quality.cell(bench, cases, WHOLE, 0, path)
     whole_run = records[WHOLE, 0]
     assert (found["resumed"], whole_run["resumed"]) == (True, False)
     assert {**found, "seconds": 0, "resumed": 0} == {**whole_run, "seconds": 0, "resumed": 0}

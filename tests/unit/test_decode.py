@@ -5,7 +5,6 @@ from datetime import UTC, date, datetime, timedelta
 
 import numpy as np
 import pytest
-import torch
 from typer.testing import CliRunner
 
 from genrec.bench import decode, serve
@@ -16,13 +15,11 @@ from genrec.models.bundle import save_bundle
 from genrec.models.device import best_device
 from genrec.sid.index import build_index
 
-CPU = torch.device("cpu")
-
 
 @pytest.fixture(scope="module")
 def claims(bundle, dataset):
     setting = decode.Setting(batch=4, beam=5, history=4, turns=1)
-    result = decode.run(bundle, setting, held_out(dataset).histories[:20], large=2000, seed=0, device=CPU)
+    result = decode.run(bundle, setting, held_out(dataset).histories[:20], large=2000, seed=0)
     return {claim["name"]: claim for claim in result["claims"]}
 
 
@@ -67,7 +64,7 @@ def test_the_index_of_12k_items_is_small_and_built_at_once():
 def test_a_narrow_beam_on_an_untrained_model_is_not_exact(monkeypatch):
     monkeypatch.setattr(decode, "EXACT_BEAM", decode.TOP)
     histories = list(np.random.default_rng(0).integers(300, size=(8, 3)))
-    assert decode.exactness(decode.random_bundle(300, seed=0), histories, CPU).ratio < 0.5
+    assert decode.exactness(decode.random_bundle(300, seed=0), histories).ratio < 0.5
 
 
 def test_latency_is_given_for_every_batch_size(bundle):

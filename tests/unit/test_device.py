@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from genrec.audit_params import RelearnParams
-from genrec.evaluation import membership
 from genrec.evaluation.forgetting import concept_mass, holdout_users
 from genrec.evaluation.judge import Erased, Forgotten, judge, measure
+from genrec.evaluation.membership import membership
 from genrec.evaluation.ranking import held_out
 from genrec.evaluation.robustness import extraction, relearn
 from genrec.evaluation.shift import token_shift, user_rows
@@ -33,8 +33,7 @@ def assert_same(a, b):
 def elsewhere(monkeypatch):
     """Models compute on the other device."""
     with other_device() as device:
-        for module in (adapter, membership):
-            monkeypatch.setattr(module, "best_device", lambda: device)
+        monkeypatch.setattr(adapter, "best_device", lambda: device)
         yield device
 
 
@@ -103,7 +102,7 @@ def test_the_audits_find_there_what_they_find_on_the_cpu(problems, bundle, datas
         model, cases = bundle.model(), held_out(dataset)
         served = bundle, model
         return [
-            *attack_figures(membership.membership(bundle, model, restored, forgotten, PLAN)),
+            *attack_figures(membership(bundle, model, restored, forgotten, PLAN)),
             extraction(bundle, model, restored, forgotten, strangers, PLAN, beam=5).forgotten.value,
             concept_mass(bundle, model, cases, items, PLAN).value,
             token_shift((bundle, bundle.backbone.model().to(model.device)), served, rows, PLAN).kl.value,
